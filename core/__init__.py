@@ -1,0 +1,125 @@
+"""Limber's core: measure, pick, reset, compare and export, without a screen.
+
+The public verbs are handed out here. They are imported when first used, so that `import core`
+costs nothing and a listing does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "core.compare": ("compare",),
+    "core.export": ("read_curves", "snippet"),
+    "core.initialisers": ("list_schemes",),
+    "core.load": (
+        "list_datasets",
+        "list_models",
+        "outline_data",
+        "resolve_data",
+        "resolve_model",
+        "sample_images",
+    ),
+    "core.metrics": ("list_metrics",),
+    "core.pipeline": (
+        "diagnose",
+        "outline_model",
+        "plan_outline",
+        "prepare_trial",
+        "read_diagnosis",
+        "read_units",
+        "reset_weights",
+        "write_diagnosis",
+        "write_run",
+    ),
+    "core.plan": (
+        "check_plan",
+        "list_rules",
+        "make_plan",
+        "match_layers",
+        "plan_json",
+        "plan_schema",
+        "plan_size",
+        "random_control",
+        "read_plan",
+    ),
+}
+_HOME_OF = {verb: home for home, verbs in _HOMES.items() for verb in verbs}
+
+if TYPE_CHECKING:
+    from core.compare import compare
+    from core.export import read_curves, snippet
+    from core.initialisers import list_schemes
+    from core.load import (
+        list_datasets,
+        list_models,
+        outline_data,
+        resolve_data,
+        resolve_model,
+        sample_images,
+    )
+    from core.metrics import list_metrics
+    from core.pipeline import (
+        diagnose,
+        outline_model,
+        plan_outline,
+        prepare_trial,
+        read_diagnosis,
+        read_units,
+        reset_weights,
+        write_diagnosis,
+        write_run,
+    )
+    from core.plan import (
+        check_plan,
+        list_rules,
+        make_plan,
+        match_layers,
+        plan_json,
+        plan_schema,
+        plan_size,
+        random_control,
+        read_plan,
+    )
+
+__all__ = [
+    "check_plan",
+    "compare",
+    "diagnose",
+    "list_datasets",
+    "list_metrics",
+    "list_models",
+    "list_rules",
+    "list_schemes",
+    "make_plan",
+    "match_layers",
+    "outline_data",
+    "outline_model",
+    "plan_json",
+    "plan_outline",
+    "plan_schema",
+    "plan_size",
+    "prepare_trial",
+    "random_control",
+    "read_curves",
+    "read_diagnosis",
+    "read_plan",
+    "read_units",
+    "reset_weights",
+    "resolve_data",
+    "resolve_model",
+    "sample_images",
+    "snippet",
+    "write_diagnosis",
+    "write_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a verb from its home on first use."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'core' has no attribute {name!r}")
+    verb = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = verb
+    return verb

@@ -1,0 +1,143 @@
+"""Paired curves -> difference with an interval, and one honest sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Literal
+
+from scipy import stats
+
+from core.records import ABComparison, ArmCurve, ArmDifference
+
+CONTROL = "control"
+CONFIDENCE = 0.95
+
+Measure = Literal["final_val_accuracy", "mean_val_accuracy", "loss_gain"]
+
+
+def compare(curves: Sequence[ArmCurve], *, control: str = CONTROL) -> ABComparison:
+    """Compare every arm with the control, paired by seed.
+
+    Only steps that both arms of a pair have taken count, so an unfinished run can be compared.
+
+    Args:
+        curves: One a pair of arm and seed, steps in order.
+        control: Name of the arm the others are held against.
+
+    Returns:
+        Differences with 95 % t intervals over seeds, and a sentence. Pairs without a common
+        evaluation after step 0 do not count.
+    """
+    by_key = {(curve.arm, curve.seed): curve for curve in curves}
+    arms = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm != control]
+    differences: list[ArmDifference] = []
+    for arm in arms:
+        seeds = sorted(
+            {seed for name, seed in by_key if name == arm}
+            & {seed for name, seed in by_key if name == control}
+        )
+        pairs = [_paired(by_key[control, seed], by_key[arm, seed]) for seed in seeds]
+        whole = [pair for pair in pairs if pair is not None]
+        if not whole:
+            continue
+        measures: tuple[Measure, ...] = ("final_val_accuracy", "mean_val_accuracy", "loss_gain")
+        for i, measure in enumerate(measures):
+            differences.append(_difference(arm, measure, [pair[i] for pair in whole]))
+    return ABComparison(
+        control=control,
+        differences=tuple(differences),
+        sentence=_sentence(differences),
+        caveats=_caveats(differences),
+    )
+
+
+def _paired(control: ArmCurve, arm: ArmCurve) -> tuple[float, float, float] | None:
+    mine = {step.step: step for step in arm.steps}
+    theirs = {step.step: step for step in control.steps}
+    common = sorted(mine.keys() & theirs.keys())
+    accuracies = [
+        (a, c)
+        for step in common
+        if step > 0
+        and (a := mine[step].val_accuracy) is not None
+        and (c := theirs[step].val_accuracy) is not None
+    ]
+    losses = [
+        (a, c)
+        for step in common
+        if (a := mine[step].train_loss) is not None and (c := theirs[step].train_loss) is not None
+    ]
+    if not accuracies or not losses:
+        return None
+    return (
+        accuracies[-1][0] - accuracies[-1][1],
+        mean(a - c for a, c in accuracies),
+        mean(c - a for a, c in losses),
+    )
+
+
+def _difference(arm: str, measure: Measure, values: list[float]) -> ArmDifference:
+    centre = mean(values)
+    low = high = None
+    if len(values) >= 2:
+        half = (
+            float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+            * stdev(values)
+            / math.sqrt(len(values))
+        )
+        low, high = centre - half, centre + half
+    if low is None or high is None:
+        verdict = "one seed: no interval"
+    elif low > 0:
+        verdict = "better"
+    elif high < 0:
+        verdict = "worse"
+    else:
+        verdict = "no detectable difference"
+    return ArmDifference(
+        arm=arm,
+        measure=measure,
+        seeds=len(values),
+        mean=centre,
+        low=low,
+        high=high,
+        verdict=verdict,
+    )
+
+
+def _sentence(differences: Sequence[ArmDifference]) -> str:
+    rows = [each for each in differences if each.measure == "final_val_accuracy"]
+    if not rows:
+        return "No pair of arms has reached an evaluation yet."
+    parts = []
+    for row in rows:
+        points = f"{100 * row.mean:+.1f} points of validation accuracy"
+        seeds = f"{row.seeds} seed" + ("" if row.seeds == 1 else "s")
+        if row.low is None or row.high is None:
+            parts.append(
+                f'"{row.arm}" against the control: {points} ({seeds}: no interval, so '
+                "nothing can be said yet)"
+            )
+        else:
+            interval = f"95 % interval {100 * row.low:+.1f} to {100 * row.high:+.1f}, {seeds}"
+            parts.append(f'"{row.arm}" against the control: {row.verdict}, {points} ({interval})')
+    return "; ".join(parts) + "."
+
+
+def _caveats(differences: Sequence[ArmDifference]) -> tuple[str, ...]:
+    rows: list[str] = []
+    fewest = min((each.seeds for each in differences), default=0)
+    if 0 < fewest < 5:
+        rows.append(
+            f"The interval rests on {fewest} seed{'' if fewest == 1 else 's'}; with fewer than "
+            "five it is wide, and several arms compared at once find a difference by chance more "
+            "often than 1 time in 20."
+        )
+    if differences:
+        rows.append(
+            "One learning rate was tried. Where it is too low for the untouched network, any "
+            "reset can look like a gain: repeat with a higher and a lower rate."
+        )
+    return tuple(rows)

@@ -1,0 +1,134 @@
+"""What a running command tells the world: a line on the terminal, events in a file, a stop.
+
+A page follows a command through the file, one JSON object a line, and stops it by creating
+another file. A heartbeat tells a slow command from a dead one.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+HEARTBEAT_S = 2.0
+LEAST_GAP_S = 0.1
+# Time left is read off the last few seconds, not off the start, which holds the warm-up.
+WINDOW = 30
+
+
+class Events:
+    """The voice of one command. Use as a context manager; all methods are thread-safe.
+
+    Args:
+        path: File to append events to; None writes none.
+        stop_file: Its appearance asks the command to stop; None for none.
+        terminal: Whether to show progress on stderr.
+    """
+
+    def __init__(self, path: Path | None, stop_file: Path | None, *, terminal: bool) -> None:
+        self._path = path
+        self._stop_file = stop_file
+        self._terminal = terminal
+        self._file: IO[str] | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._stop = threading.Event()
+        self._marks: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+        self._unit = ""
+        self._last = 0.0
+        self._shown = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Events:
+        """Open the file, start the heartbeat, and take SIGTERM and Ctrl-C as a wish to stop."""
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8")
+            threading.Thread(target=self._beat, daemon=True).start()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in (
+                (signal.SIGTERM, lambda *_: self._stop.set()),
+                (signal.SIGINT, self._interrupted),
+            ):
+                self._handlers[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the heartbeat and close the file."""
+        self._ended.set()
+        for number, before in self._handlers.items():
+            signal.signal(number, before)
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+        self._clear()
+
+    def _interrupted(self, *_: object) -> None:
+        if self._stop.is_set():
+            # The second time a person means now.
+            raise KeyboardInterrupt
+        self._stop.set()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            self.emit("heartbeat")
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Append one event, flushed at once."""
+        with self._lock:
+            if self._file is not None:
+                line = json.dumps({"event": event, "t": time.time(), **fields}, ensure_ascii=False)
+                self._file.write(line + "\n")
+                self._file.flush()
+
+    def should_stop(self) -> bool:
+        """Return whether somebody asked for a stop."""
+        if not self._stop.is_set() and self._stop_file is not None and self._stop_file.exists():
+            self._stop.set()
+        return self._stop.is_set()
+
+    def phase(self, words: str) -> None:
+        """Announce the next part of the work."""
+        self._marks.clear()
+        self.emit("phase", name=words)
+        self._show(f"{words} ...")
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Say how far it is, at most ten times a second; the last one always."""
+        now = time.monotonic()
+        if unit != self._unit:
+            self._marks.clear()
+            self._unit = unit
+        self._marks.append((now, done))
+        if now - self._last < LEAST_GAP_S and done < total:
+            return
+        self._last = now
+        eta = None
+        (first_time, first_done) = self._marks[0]
+        if done > first_done:
+            eta = (total - done) * (now - first_time) / (done - first_done)
+        self.emit("progress", done=done, total=total, unit=unit, eta_s=eta)
+        left = "" if eta is None else f", {eta:.0f} s left"
+        self._show(f"{done} of {total} {unit}{left}")
+
+    def step(self, fields: Mapping[str, Any]) -> None:
+        """Report one optimiser step."""
+        self.emit("step", **fields)
+
+    def _show(self, words: str) -> None:
+        if self._terminal:
+            self._shown = True
+            sys.stderr.write(f"\r\x1b[2K{words}")
+            sys.stderr.flush()
+
+    def _clear(self) -> None:
+        if self._terminal and self._shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()

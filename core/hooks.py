@@ -1,0 +1,118 @@
+"""Blocks that watch or change a network for a while and always put everything back.
+
+Nothing is stored on a module: a watched network pickles, deep-copies and compiles as before,
+and a hook that outlives its block would keep activations alive and poison the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TRACKING = "track_running_stats"
+
+
+class Hooks:
+    """Handles of one block. Use it only through `hooks()`."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def before(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        """Call `call(module, args)` before the module's forward."""
+        handle = module.register_forward_pre_hook(call)
+        self._stack.callback(handle.remove)
+
+    def after(self, module: nn.Module, call: Callable[..., Any], *, always: bool = False) -> None:
+        """Call `call(module, args, output)` after the forward; `always` also on an exception."""
+        handle = module.register_forward_hook(call, always_call=always)
+        self._stack.callback(handle.remove)
+
+    def gradient(self, tensor: Tensor, call: Callable[[Tensor], None]) -> None:
+        """Call `call(gradient)` when the tensor's gradient is known, unless it needs none.
+
+        Tensor hooks survive in-place changes of the tensor further on, which module backward
+        hooks do not.
+        """
+        if tensor.requires_grad:
+            handle = tensor.register_hook(call)
+            self._stack.callback(handle.remove)
+
+    def close(self) -> None:
+        """Remove every hook."""
+        self._stack.close()
+
+
+@contextmanager
+def hooks() -> Iterator[Hooks]:
+    """Yield a holder of hooks; all of them are gone after the block, also on an exception."""
+    holder = Hooks()
+    try:
+        yield holder
+    finally:
+        holder.close()
+
+
+@contextmanager
+def module_kept(module: nn.Module) -> Iterator[None]:
+    """Run a block, then restore flags, gradients and buffers of a network.
+
+    Restored are each module's own training flag (not only the root's, which would thaw a frozen
+    BatchNorm), each parameter's `requires_grad` and `.grad` (the same object as before), the
+    tracking flag of norms, and each buffer's values. Parameters themselves are not copied: the
+    stages that use this never write to them.
+    """
+    training = [(each, each.training) for each in module.modules()]
+    tracking = [
+        (each, bool(getattr(each, TRACKING)))
+        for each in module.modules()
+        if isinstance(getattr(each, TRACKING, None), bool)
+    ]
+    parameters = [(each, each.requires_grad, each.grad) for each in module.parameters()]
+    buffers = [
+        (owner, key, each, each.detach().clone())
+        for owner in module.modules()
+        for key, each in owner._buffers.items()
+        if each is not None
+    ]
+    try:
+        yield
+    finally:
+        for each, flag in training:
+            each.training = flag
+        for each, flag in tracking:
+            setattr(each, TRACKING, flag)
+        for parameter, needed, gradient in parameters:
+            parameter.requires_grad_(needed)
+            parameter.grad = gradient
+        with torch.no_grad():
+            for owner, key, buffer, before in buffers:
+                owner._buffers[key] = buffer
+                if not _same(buffer, before):
+                    buffer.copy_(before)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    # NaN equals itself here: a buffer that held NaN has not changed.
+    if left.is_floating_point():
+        return bool(((left == right) | (left.isnan() & right.isnan())).all())
+    return bool((left == right).all())
+
+
+def batch_statistics(module: nn.Module) -> None:
+    """Put a network into the mode it is measured in; undo with `module_kept`.
+
+    Everything is in eval mode (no dropout, no stochastic depth) but norms with running
+    statistics, which use the batch's own and do not update theirs. Under running statistics a
+    fresh network is not normalised at all, so it could not serve as the reference.
+    """
+    module.eval()
+    for each in module.modules():
+        if getattr(each, "running_mean", None) is not None:
+            each.training = True
+            if isinstance(getattr(each, TRACKING, None), bool):
+                setattr(each, TRACKING, False)

@@ -1,0 +1,40 @@
+"""Specification -> fresh model and sample images."""
+
+from core.load.checkpoints import read_checkpoint, state_sha256
+from core.load.images import (
+    ImageSet,
+    class_counts,
+    decode,
+    list_datasets,
+    open_images,
+    outline_data,
+    resolve_data,
+    sample_images,
+)
+from core.load.models import (
+    LoadedModel,
+    build_module,
+    head_names,
+    list_models,
+    load_model,
+    resolve_model,
+)
+
+__all__ = [
+    "ImageSet",
+    "LoadedModel",
+    "build_module",
+    "class_counts",
+    "decode",
+    "head_names",
+    "list_datasets",
+    "list_models",
+    "load_model",
+    "open_images",
+    "outline_data",
+    "read_checkpoint",
+    "resolve_data",
+    "resolve_model",
+    "sample_images",
+    "state_sha256",
+]

@@ -1,0 +1,343 @@
+"""Where images lie: folders, zip files, MedMNIST arrays, torchvision sets on disk.
+
+Each source turns into the same two things: a list of items (split, class, name) and a way to
+open one item. Nothing is unpacked to disk and no header of an archive is believed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from core.errors import DataError
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+)
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "test", "testing")
+MAX_FILES = 200_000
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_CLASSES = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One image: its split, the index of its class, its name, and a key its source can open."""
+
+    split: str
+    label: int
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Items of one data set and how to open them; `digest` is a cheap content mark of an item."""
+
+    classes: tuple[str, ...]
+    items: tuple[Item, ...]
+    open: Callable[[Item], Image.Image]
+    digest: Callable[[Item], str]
+    digest_covers: str
+    notes: tuple[str, ...] = ()
+
+
+def read_image(data: bytes, name: str) -> Image.Image:
+    """Decode one image to RGB, refusing what is too large to be one.
+
+    Raises:
+        DataError: Not an image, broken, or more than `MAX_PIXELS` pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(
+                f'Image "{name}" has {image.width} x {image.height} pixels; at most '
+                f"{MAX_PIXELS:,} are read. Make it smaller."
+            )
+        return image.convert("RGB")
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise DataError(
+            f'Image "{name}" cannot be read: it is damaged or not an image. Remove or replace it.'
+        ) from error
+
+
+def _splits(paths: Iterable[PurePosixPath], where: str) -> tuple[tuple[str, ...], list[Item], str]:
+    """Sort relative image paths into splits and classes.
+
+    Accepted: SPLIT/CLASS/file and CLASS/file, below any one common folder. Without split
+    folders every item gets the split "all", to be divided by the caller.
+    """
+    parts = [path.parts for path in paths]
+    while parts and all(len(part) > 2 for part in parts) and len({part[0] for part in parts}) == 1:
+        if parts[0][0].lower() in TRAIN_NAMES + VAL_NAMES:
+            break
+        parts = [part[1:] for part in parts]
+    if not parts:
+        raise DataError(
+            f"{where} holds no images. Expected one folder a class with image files in it "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))})."
+        )
+    prefix_of = dict(zip(paths, parts, strict=True))
+    tops = {part[0].lower() for part in parts}
+    split_names = {name for name in tops if name in TRAIN_NAMES + VAL_NAMES}
+    has_train = bool(split_names & set(TRAIN_NAMES))
+    chosen_val = next((name for name in VAL_NAMES if name in split_names), None)
+    note = ""
+    rows: list[tuple[str, str, PurePosixPath]] = []
+    loose = 0
+    for path, part in prefix_of.items():
+        if has_train or chosen_val:
+            top = part[0].lower()
+            split = "train" if top in TRAIN_NAMES else "val" if top == chosen_val else None
+            if split is None:
+                continue
+            inner = part[1:]
+        else:
+            split, inner = "all", part
+        if len(inner) < 2:
+            loose += 1
+            continue
+        rows.append((split, inner[0], path))
+    if loose:
+        note = f"{loose} images lie outside class folders and were left out."
+    classes = tuple(sorted({name for _, name, _ in rows}))
+    if len(classes) < 2:
+        found = f"only the class folder {classes[0]!r}" if classes else "no class folders"
+        raise DataError(
+            f"{where} has {found}. At least two folders with images are needed, one a class."
+        )
+    if len(classes) > MAX_CLASSES:
+        raise DataError(f"{where} has {len(classes):,} class folders; at most {MAX_CLASSES:,}.")
+    if has_train != bool(chosen_val):
+        # One split alone is divided like an unsplit set.
+        rows = [("all", name, path) for _, name, path in rows]
+    index = {name: i for i, name in enumerate(classes)}
+    items = [
+        Item(split=split, label=index[name], name="/".join(path.parts), key=str(path))
+        for split, name, path in sorted(rows, key=lambda row: str(row[2]))
+    ]
+    return classes, items, note
+
+
+def open_folder(folder: Path) -> Source:
+    """Read the names of an image folder (class folders, with or without train and val above)."""
+    paths: list[PurePosixPath] = []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
+            paths.append(PurePosixPath(path.relative_to(folder).as_posix()))
+            if len(paths) > MAX_FILES:
+                raise DataError(f'Folder "{folder}" holds more than {MAX_FILES:,} images.')
+    classes, items, note = _splits(paths, f'Folder "{folder}"')
+
+    def data(item: Item) -> bytes:
+        path = folder / item.key
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise DataError(f'Image "{item.name}" is larger than {MAX_FILE_BYTES >> 20} MiB.')
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f'Image "{item.name}" cannot be read ({error.strerror}). Check the folder.'
+            ) from error
+
+    return Source(
+        classes=classes,
+        items=tuple(items),
+        notes=(note,) if note else (),
+        open=lambda item: read_image(data(item), item.name),
+        digest=lambda item: str((folder / item.key).stat().st_size),
+        digest_covers="splits, classes, file names and file sizes",
+    )
+
+
+def open_zip(path: Path) -> Source:
+    """Read the names of an image folder inside a zip file; members are read on demand."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise DataError(
+            f'"{path.name}" is not a readable zip file. Zip the folder again.'
+        ) from error
+    infos: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = PurePosixPath(info.filename)
+        unsafe = name.is_absolute() or ".." in name.parts or "\\" in info.filename
+        hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
+        if info.is_dir() or unsafe or hidden or name.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        infos[str(name)] = info
+        if len(infos) > MAX_FILES:
+            raise DataError(f'"{path.name}" holds more than {MAX_FILES:,} images.')
+    classes, items, note = _splits([PurePosixPath(name) for name in infos], f'"{path.name}"')
+
+    def data(item: Item) -> bytes:
+        try:
+            # The header's size is a claim; one byte beyond the limit settles it.
+            with archive.open(infos[item.key]) as member:
+                content = member.read(MAX_FILE_BYTES + 1)
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            RuntimeError,
+            NotImplementedError,
+            EOFError,
+            zlib.error,
+        ) as error:
+            raise DataError(
+                f'"{item.name}" in "{path.name}" cannot be unpacked. Zip the folder again, '
+                "without a password."
+            ) from error
+        if len(content) > MAX_FILE_BYTES:
+            raise DataError(f'Image "{item.name}" is larger than {MAX_FILE_BYTES >> 20} MiB.')
+        return content
+
+    return Source(
+        classes=classes,
+        items=tuple(items),
+        notes=(note,) if note else (),
+        open=lambda item: read_image(data(item), item.name),
+        digest=lambda item: f"{infos[item.key].CRC:08x}",
+        digest_covers="splits, classes, file names and the CRC-32 of every file",
+    )
+
+
+def open_npz(path: Path) -> Source:
+    """Read a MedMNIST-style file: {train,val,test}_images (n, h, w[, 3]) uint8 and _labels."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+        raise DataError(f'"{path.name}" is not a readable npz file of plain arrays.') from error
+    second = next((name for name in ("val", "test") if f"{name}_images" in arrays), None)
+    if "train_images" not in arrays or "train_labels" not in arrays or second is None:
+        raise DataError(
+            f'"{path.name}" has the arrays {", ".join(sorted(arrays)[:6]) or "(none)"}; expected '
+            "train_images, train_labels, val_images and val_labels as in MedMNIST files."
+        )
+    items: list[Item] = []
+    pixels: dict[str, np.ndarray[Any, Any]] = {}
+    labels_seen: set[int] = set()
+    for split, stem in (("train", "train"), ("val", second)):
+        images, labels = arrays[f"{stem}_images"], arrays.get(f"{stem}_labels")
+        if labels is None or images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise DataError(
+                f'"{path.name}": {stem}_images must be uint8 of shape (n, height, width) or '
+                f"(n, height, width, 3), with {stem}_labels beside it."
+            )
+        flat = labels.reshape(len(labels), -1)
+        if flat.shape[1] != 1 or len(flat) != len(images):
+            raise DataError(f'"{path.name}": {stem}_labels must hold one class number an image.')
+        pixels[split] = images
+        for i, label in enumerate(flat[:, 0].tolist()):
+            labels_seen.add(int(label))
+            items.append(Item(split=split, label=int(label), name=f"{stem}/{i}", key=str(i)))
+    if min(labels_seen) < 0 or len(labels_seen) < 2:
+        raise DataError(f'"{path.name}" needs at least two classes, numbered from 0.')
+    classes = tuple(f"class {i}" for i in range(max(labels_seen) + 1))
+    return Source(
+        classes=classes,
+        items=tuple(items),
+        open=lambda item: Image.fromarray(pixels[item.split][int(item.key)]).convert("RGB"),
+        digest=lambda item: f"{zlib.crc32(pixels[item.split][int(item.key)].tobytes()):08x}",
+        digest_covers="splits, classes and the CRC-32 of every image's pixels",
+    )
+
+
+def torchvision_sets() -> tuple[str, ...]:
+    """Return the torchvision classification sets that can be opened from a folder on disk."""
+    import torchvision.datasets as sets
+
+    names = []
+    for name in sets.__all__:
+        parameters = inspect.signature(getattr(sets, name)).parameters
+        if (
+            "root" in parameters
+            and "download" in parameters
+            and ("train" in parameters or "split" in parameters)
+        ):
+            names.append(name)
+    return tuple(names)
+
+
+def open_torchvision(name: str, root: str) -> Source:
+    """Open a torchvision data set that is already on disk; nothing is downloaded."""
+    import torchvision.datasets as sets
+
+    if name not in torchvision_sets():
+        raise DataError(
+            f'torchvision has no classification set "{name}" that can be opened from disk. Known: '
+            f"{', '.join(torchvision_sets())}."
+        )
+    if not Path(root).is_dir():
+        raise DataError(f'There is no folder "{root}" for the torchvision set {name}.')
+    constructor = getattr(sets, name)
+    by_train = "train" in inspect.signature(constructor).parameters
+    choices = (
+        ({"train": True}, {"train": False}) if by_train else ({"split": "train"}, {"split": "test"})
+    )
+    loaded: list[Any] = []
+    for choice in choices:
+        try:
+            loaded.append(constructor(root=root, download=False, **choice))
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            raise DataError(
+                f'torchvision\'s {name} cannot be opened in "{root}": '
+                f"{text[0][:160] if text else type(error).__name__}. Put its files there first."
+            ) from error
+    items: list[Item] = []
+    labels: set[int] = set()
+    for split, data in zip(("train", "val"), loaded, strict=True):
+        targets = next(
+            (
+                getattr(data, key)
+                for key in ("targets", "labels", "_labels", "y")
+                if getattr(data, key, None) is not None
+            ),
+            None,
+        )
+        if targets is None:
+            targets = [label for _, label in (data[i] for i in range(len(data)))]
+        for i, label in enumerate(np.asarray(targets).reshape(-1).tolist()):
+            labels.add(int(label))
+            items.append(Item(split=split, label=int(label), name=f"{split}/{i}", key=str(i)))
+    if min(labels) < 0:
+        raise DataError(f"torchvision's {name} has labels below 0 and cannot be used as it is.")
+    given = getattr(loaded[0], "classes", None) or []
+    classes = tuple(
+        str(given[i]) if i < len(given) else f"class {i}" for i in range(max(labels) + 1)
+    )
+    by_split = dict(zip(("train", "val"), loaded, strict=True))
+
+    def opened(item: Item) -> Image.Image:
+        image = by_split[item.split][int(item.key)][0]
+        converted: Image.Image = image.convert("RGB")
+        return converted
+
+    return Source(
+        classes=classes,
+        items=tuple(items),
+        open=opened,
+        digest=lambda item: "",
+        digest_covers="the name of the set, splits, order and labels",
+    )

@@ -1,0 +1,468 @@
+"""The registry of metrics: what each is, how to read it, what to do about it, where it is from.
+
+Tables, help texts and the command line's listing all come from here; a test holds it against
+what a measurement really yields.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from core.records.base import Value
+
+NEAR_ZERO = 1e-3
+DORMANT_TAU = 0.025
+
+Family = Literal["gradient", "activation", "weight"]
+
+
+class MetricInfo(Value):
+    """One metric.
+
+    Attributes:
+        name: Key in a diagnosis.
+        title: Plain words, the term second.
+        family: What it is computed from.
+        level: Whether it describes a layer or each of its units.
+        formula: Plain text.
+        unit: Unit, or "1" for a pure number.
+        low, high: Range; None where open.
+        applies_to: Which layers have it.
+        reads: What it means.
+        advice: What a low or high value suggests.
+        bad: Which end is stiff: "high", "low", or None where neither is as such.
+        scale: How to spread colours over it.
+        source: Paper or "standard".
+    """
+
+    name: str
+    title: str
+    family: Family
+    level: Literal["layer", "unit"]
+    formula: str
+    unit: str
+    low: float | None
+    high: float | None
+    applies_to: str
+    reads: str
+    advice: str
+    bad: Literal["high", "low"] | None
+    scale: Literal["log", "linear"]
+    source: str
+
+
+def _metric(  # noqa: PLR0913 - one argument a column of the table
+    name: str,
+    title: str,
+    family: Family,
+    formula: str,
+    *,
+    reads: str,
+    advice: str,
+    bad: Literal["high", "low"] | None,
+    source: str,
+    applies_to: str,
+    unit: str = "1",
+    low: float | None = None,
+    high: float | None = None,
+    scale: Literal["log", "linear"] = "linear",
+    level: Literal["layer", "unit"] = "layer",
+) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        title=title,
+        family=family,
+        level=level,
+        formula=formula,
+        unit=unit,
+        low=low,
+        high=high,
+        applies_to=applies_to,
+        reads=reads,
+        advice=advice,
+        bad=bad,
+        scale=scale,
+        source=source,
+    )
+
+
+_TRAINED = "layers whose weight takes part in training"
+_FEEDS = "layers that feed an activation function"
+_RECTIFIED = "layers that feed a ReLU or ReLU6"
+_WEIGHTED = "all layers"
+_MATRIX = "layers whose weight has two axes or more"
+
+METRICS: tuple[MetricInfo, ...] = (
+    _metric(
+        "grad_l2",
+        "Gradient size (L2 norm)",
+        "gradient",
+        "||g||_2, g = mean over samples of dL/dW",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_TRAINED,
+        source="standard",
+        unit="loss per weight unit",
+        reads="How strongly the first step on your data would push this layer's weight.",
+        advice="Far below the fresh twin: little of the loss reaches the layer. Try a reset of it "
+        "or of the layers after it, and let the short fine-tune decide.",
+    ),
+    _metric(
+        "grad_mean_abs",
+        "Mean gradient magnitude",
+        "gradient",
+        "mean |g|",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_TRAINED,
+        source="standard",
+        unit="loss per weight unit",
+        reads="The average push on one weight; comparable between layers of different size.",
+        advice="Below 1e-7 the gradient has practically vanished in single precision (Amazon "
+        "SageMaker Debugger's limit).",
+    ),
+    _metric(
+        "relative_grad_norm",
+        "Relative gradient norm",
+        "gradient",
+        "||g||_2 / ||W||_2",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_TRAINED,
+        source="Lee et al., Surgical Fine-Tuning, ICLR 2023, arXiv:2210.11466",
+        unit="loss",
+        reads="How large the push is against the weight it has to move.",
+        advice="A low value says the layer will change little in few steps, because its gradient "
+        "is small or its weight is large.",
+    ),
+    _metric(
+        "weight_grad_mean_abs",
+        "Weight times gradient",
+        "gradient",
+        "mean |W * g|",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_TRAINED,
+        source="Coetzer et al. 2026, arXiv:2603.20860 (utility WG); arXiv:2508.00212",
+        unit="loss",
+        reads="First-order estimate of how much the loss depends on each weight.",
+        advice="Weights with a low product matter little for your data: the entries that utility "
+        "rules pick first.",
+    ),
+    _metric(
+        "grad_snr",
+        "Gradient signal to noise",
+        "gradient",
+        "||mean g|| / sqrt(sum over entries of var_b g_b), batches b weighted by their images",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_TRAINED + "; needs two batches or more",
+        source="standard",
+        unit="1",
+        reads="Whether batches agree on the direction; it grows with the batch size.",
+        advice="A low value means that batches disagree: measure with more samples before you "
+        "trust the other gradient figures.",
+    ),
+    _metric(
+        "unit_grad_mean_abs_mean",
+        "Gradient at the units",
+        "gradient",
+        "mean over units of E|dL_n/dh_i|",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_FEEDS,
+        source="per-unit quantity of GraMa, arXiv:2505.24061",
+        unit="loss per output unit",
+        reads="How strongly the loss of one sample asks the layer's outputs to change.",
+        advice="Far below the twin: what the layer computes hardly matters to the loss.",
+    ),
+    _metric(
+        "grad_dormant_fraction",
+        "Units that get hardly any gradient (tau = 0.025)",
+        "gradient",
+        "share of units with E|dL/dh_i| <= tau * layer mean",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_FEEDS,
+        source="GraMa, arXiv:2505.24061",
+        unit="share",
+        reads="Share of units the loss practically never asks to change.",
+        advice="High beside the twin: a candidate for a reset of these units.",
+    ),
+    _metric(
+        "saturated_fraction",
+        "Saturated inputs of the activation (|f'| < 0.01)",
+        "activation",
+        "share of pre-activations z with |f'(z)| < 0.01",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_FEEDS,
+        unit="share",
+        source="standard; one definition for every activation by its own derivative",
+        reads="Share of values at which the activation passes practically no gradient back. About "
+        "half is normal for ReLU.",
+        advice="Above the twin: the layer's outputs sit in the flat part for your data. Resetting "
+        "the layer, and the norm after it, brings them back.",
+    ),
+    _metric(
+        "dead_fraction",
+        "Dead units",
+        "activation",
+        "share of units that are 0 on every sample and position",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_RECTIFIED,
+        unit="share",
+        source="standard",
+        reads="Share of units that no measured sample makes fire.",
+        advice="Dead units cannot recover by themselves. Measure more samples, then reset.",
+    ),
+    _metric(
+        "dormant_fraction",
+        "Units that hardly ever fire (dormant, tau = 0.025)",
+        "activation",
+        "share of units with E|h_i| <= tau * mean over units of E|h|",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_FEEDS,
+        unit="share",
+        source="Sokar et al. 2023, arXiv:2302.12902 (ReDo)",
+        reads="Share of units that are quiet against their neighbours. Rescaling the whole layer "
+        "does not change it: look at the mean magnitude too.",
+        advice="High beside the twin: units the pretraining used and your data does not.",
+    ),
+    _metric(
+        "activation_mean_abs",
+        "Mean output magnitude",
+        "activation",
+        "E|h|",
+        low=0,
+        scale="log",
+        bad=None,
+        applies_to=_FEEDS,
+        unit="activation",
+        source="standard",
+        reads="Scale of what the layer hands on.",
+        advice="Orders of magnitude from the twin's: later layers see another scale than they "
+        "would at the start of training.",
+    ),
+    _metric(
+        "sign_entropy",
+        "Sign entropy",
+        "activation",
+        "mean over units of H2(P(z_i > 0)), in bits",
+        low=0,
+        high=1,
+        bad="low",
+        applies_to=_FEEDS,
+        unit="bit",
+        source="standard",
+        reads="1: each unit is on half of the time. 0: units never change sign, so the layer is "
+        "linear for your data.",
+        advice="Low beside the twin: the units hardly discriminate between your images.",
+    ),
+    _metric(
+        "weight_l2",
+        "Weight norm",
+        "weight",
+        "||W||_2",
+        low=0,
+        scale="log",
+        bad="high",
+        applies_to=_WEIGHTED,
+        unit="weight",
+        source="standard",
+        reads="Size of the weight; its ratio to the twin's says how far training inflated it.",
+        advice="Large against the twin: the same gradient moves it relatively less.",
+    ),
+    _metric(
+        "weight_mean",
+        "Weight mean",
+        "weight",
+        "mean of the entries",
+        bad=None,
+        applies_to=_WEIGHTED,
+        unit="weight",
+        source="standard",
+        reads="Far from 0 against the spread: the weights lean to one side.",
+        advice="Rarely acts alone; read it with the standard deviation.",
+    ),
+    _metric(
+        "weight_std",
+        "Weight standard deviation",
+        "weight",
+        "sqrt(mean (w - mean)^2)",
+        low=0,
+        scale="log",
+        bad=None,
+        applies_to=_WEIGHTED,
+        unit="weight",
+        source="standard",
+        reads="Spread of the entries.",
+        advice="The twin's is what the architecture's own initialisation draws.",
+    ),
+    _metric(
+        "weight_kurtosis",
+        "Weight kurtosis (excess)",
+        "weight",
+        "mean (w - mean)^4 / var^2 - 3",
+        bad="high",
+        applies_to=_WEIGHTED + " with unequal entries",
+        unit="1",
+        source="standard",
+        reads="0 for a normal distribution; high when a few large weights dominate.",
+        advice="High: few large entries carry the layer. Weight-level rules find them.",
+    ),
+    _metric(
+        "near_zero_fraction",
+        "Weights near zero (|w| < 0.001)",
+        "weight",
+        "share of entries with |w| < 0.001",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_WEIGHTED,
+        unit="share",
+        source="standard",
+        reads="Share of entries that hardly contribute.",
+        advice="High beside the twin: capacity that fine-tuning may have to regrow.",
+    ),
+    _metric(
+        "stable_rank",
+        "Stable rank of the weight",
+        "weight",
+        "||W||_F^2 / ||W||_2^2",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_MATRIX,
+        unit="1",
+        source="standard",
+        reads="How many directions the weight really uses, by energy; at most min(rows, columns).",
+        advice="Far below the twin: a few directions dominate.",
+    ),
+    _metric(
+        "effective_rank",
+        "Effective rank of the weight",
+        "weight",
+        "exp(-sum p log p), p = s / sum s over singular values s",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_MATRIX,
+        unit="1",
+        source="Roy & Vetterli 2007",
+        reads="How evenly the weight spreads over its directions; at most min(rows, columns).",
+        advice="Falls with training; far below the twin it goes with loss of plasticity.",
+    ),
+    _metric(
+        "unit_weight_l2",
+        "Weight norm of the unit",
+        "weight",
+        "||W_i||_2 over the unit's inputs",
+        low=0,
+        scale="log",
+        bad=None,
+        level="unit",
+        applies_to=_MATRIX,
+        unit="weight",
+        source="standard",
+        reads="Size of a unit's incoming weights.",
+        advice="Compare with the other units and the twin.",
+    ),
+    _metric(
+        "unit_grad_l2",
+        "Gradient norm of the unit's weights",
+        "gradient",
+        "||g_i||_2",
+        low=0,
+        scale="log",
+        bad="low",
+        level="unit",
+        applies_to=_TRAINED,
+        unit="loss per weight unit",
+        source="standard",
+        reads="How strongly the unit's incoming weights are pushed.",
+        advice="Near 0: the unit will not move.",
+    ),
+    _metric(
+        "unit_saturated_fraction",
+        "Saturated inputs of the unit",
+        "activation",
+        "share of z_i with |f'(z_i)| < 0.01",
+        low=0,
+        high=1,
+        bad="high",
+        level="unit",
+        applies_to=_FEEDS,
+        unit="share",
+        source="standard",
+        reads="1: the unit passes no gradient on any sample.",
+        advice="Near 1: reset candidate.",
+    ),
+    _metric(
+        "unit_mean_abs",
+        "Mean output magnitude of the unit",
+        "activation",
+        "E|h_i|",
+        low=0,
+        scale="log",
+        bad="low",
+        level="unit",
+        applies_to=_FEEDS,
+        unit="activation",
+        source="standard",
+        reads="How much the unit fires.",
+        advice="0: the unit is silent.",
+    ),
+    _metric(
+        "unit_dormant_score",
+        "Dormant score of the unit",
+        "activation",
+        "E|h_i| / mean over units",
+        low=0,
+        scale="log",
+        bad="low",
+        level="unit",
+        applies_to=_FEEDS,
+        unit="1",
+        source="Sokar et al. 2023, arXiv:2302.12902",
+        reads="1 is the layer's average; at most 0.025 counts as dormant.",
+        advice="Low: reset candidate.",
+    ),
+    _metric(
+        "unit_grad_mean_abs",
+        "Gradient at the unit",
+        "gradient",
+        "E|dL_n/dh_i|",
+        low=0,
+        scale="log",
+        bad="low",
+        level="unit",
+        applies_to=_FEEDS,
+        unit="loss per output unit",
+        source="GraMa, arXiv:2505.24061",
+        reads="How much the loss asks this unit to change.",
+        advice="Low beside its neighbours: the loss ignores the unit.",
+    ),
+)
+
+
+def list_metrics() -> tuple[MetricInfo, ...]:
+    """Return the registry, in the order in which tables show it."""
+    return METRICS
+
+
+def metric_names(level: str = "layer") -> tuple[str, ...]:
+    """Return the names of the metrics of one level, in order."""
+    return tuple(metric.name for metric in METRICS if metric.level == level)

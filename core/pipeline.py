@@ -1,0 +1,724 @@
+"""The stages composed, no screen: what the command line and the pages both call."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from core.apply import apply_plan
+from core.compare import CONTROL, compare
+from core.errors import LimberError, OptionError, PlanError, Stopped
+from core.export import curves_csv, curves_of, write_whole
+from core.finetune import Arm, Images, Settings, finetune, normalised
+from core.judge import judge
+from core.load import (
+    LoadedModel,
+    build_module,
+    decode,
+    load_model,
+    open_images,
+    state_sha256,
+)
+from core.measure import Measured, measure_network
+from core.metrics import metric_names
+from core.outline import outline_module
+from core.plan import check_plan, plan_json, random_control
+from core.records import (
+    ABComparison,
+    DataSpec,
+    Diagnosis,
+    DiagnosisHeader,
+    LayerReport,
+    MetricValue,
+    ModelCard,
+    ModelOutline,
+    ModelSpec,
+    Preprocessing,
+    ReinitPlan,
+    ReinitReceipt,
+    RunRecord,
+    StepRecord,
+)
+from core.seeding import derived_seed, generator
+
+DEFAULT_SAMPLES = 128
+DEFAULT_BATCH_SIZE = 32
+DEFAULT_STEPS = 60
+DEFAULT_EVAL_EVERY = 10
+DEFAULT_TRAIN_IMAGES = 600
+DEFAULT_VAL_IMAGES = 160
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """How a caller follows a long stage and stops it; the default follows nothing.
+
+    Attributes:
+        phase: Called with a few words when another part begins.
+        progress: Called with (done, total, unit).
+        should_stop: Asked often; true ends the stage soon.
+    """
+
+    phase: Callable[[str], None] = lambda words: None
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a record needs to be repeated."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is CUDA where there is one.
+
+    Raises:
+        OptionError: Unknown name, or CUDA asked for where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise OptionError(f'The device is "{name}"; give auto, cpu or cuda.')
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("There is no CUDA device on this machine. Use --device auto or cpu.")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the device's name for a record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def check_image_size(card: ModelCard, size: int) -> None:
+    """Raise unless the network takes images of that side.
+
+    Raises:
+        OptionError: Too small, too large, or no multiple of what the network needs.
+    """
+    multiple = card.size_multiple
+    if not 16 <= size <= 1024:
+        raise OptionError(f"The image size is {size}; give 16 to 1024 pixels.")
+    if size % multiple:
+        lower, upper = size // multiple * multiple, (size // multiple + 1) * multiple
+        near = f"{lower} or {upper}" if lower >= 16 else str(upper)
+        if multiple == card.native_size:
+            raise OptionError(f"{card.title} takes images of {multiple} px alone, not {size}.")
+        raise OptionError(
+            f"The image size is {size}; {card.title} takes multiples of {multiple}, such as {near}."
+        )
+
+
+@lru_cache(maxsize=8)
+def _outline(spec_json: str, stamp: float, classes: int | None, head_seed: int) -> ModelOutline:
+    del stamp  # part of the key alone: a changed checkpoint is read again
+    spec = ModelSpec.model_validate_json(spec_json)
+    loaded = load_model(spec, classes=classes, head_seed=head_seed)
+    return outline_module(loaded.module, loaded.card, loaded.head)
+
+
+def outline_model(
+    spec: ModelSpec, *, classes: int | None = None, head_seed: int = 0
+) -> ModelOutline:
+    """Return a model's layers in forward order; loads the weights once and remembers the outline.
+
+    Raises:
+        ModelError: Unknown model or weights that do not fit.
+        OfflineError: The weights are not here and cannot be fetched.
+    """
+    stamp = 0.0
+    if spec.checkpoint is not None and Path(spec.checkpoint).is_file():
+        stamp = Path(spec.checkpoint).stat().st_mtime
+    return _outline(spec.model_dump_json(), stamp, classes, head_seed)
+
+
+def diagnose(
+    spec: ModelSpec,
+    data: DataSpec,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    image_size: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    watcher: Watcher | None = None,
+) -> tuple[Diagnosis, dict[str, np.ndarray]]:
+    """Measure a network and its fresh twin on the same batches of the training images.
+
+    The head is new (drawn from `seed`) and the twin gets a copy of it, so that the figures
+    differ by the backbone alone. A head that its architecture draws as all zeros would let no
+    gradient through; it is then drawn from N(0, 1 / fan-in) for both, and the notes say so.
+
+    Args:
+        spec: The model.
+        data: The images.
+        samples: How many, classes in turn.
+        batch_size: Images a batch.
+        image_size: Side in pixels; None takes the model's default for short runs.
+        device: "auto", "cpu" or "cuda".
+        seed: Seed of the head, the twin and the choice of images.
+        watcher: Progress and stop.
+
+    Returns:
+        The diagnosis, and the figures by unit: "LAYER/METRIC" and "twin/LAYER/METRIC" to
+        float32 arrays (units,).
+
+    Raises:
+        LimberError: Bad input, or stopped.
+    """
+    watcher = watcher or Watcher()
+    begun = time.perf_counter()
+    for name, value, least, most in (
+        ("samples", samples, 1, 10_000_000),
+        ("batch size", batch_size, 1, 65_536),
+    ):
+        if not least <= value <= most:
+            raise OptionError(f"The {name} is {value}; give {least:,} to {most:,}.")
+    place = choose_device(device)
+    images = open_images(data)
+    classes = len(images.outline.classes)
+    watcher.phase("loading the model")
+    loaded = load_model(spec, classes=classes, head_seed=seed)
+    card = loaded.card
+    size = image_size or card.default_size
+    check_image_size(card, size)
+    outline = outline_module(loaded.module, card, loaded.head)
+    twin = build_module(spec, classes=classes, seed=derived_seed(seed, "twin"))
+    notes = [*loaded.card.notes, *images.outline.notes]
+    _share_head(loaded, twin, notes, seed=seed)
+    watcher.phase("reading the images")
+    pixels, labels = decode(
+        images,
+        "train",
+        loaded.card.preprocessing,
+        size=size,
+        limit=samples,
+        seed=seed,
+        on_progress=lambda done, total: _tick(watcher, done, total, "images read"),
+    )
+    if len(pixels) < samples:
+        notes.append(f"{samples} images were asked for; the training part has {len(pixels)}.")
+    total = 2 * len(pixels)
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        watcher.progress(done, total, "images")
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(pixels), batch_size):
+            chosen = pixels[start : start + batch_size].to(place)
+            inputs = normalised(
+                chosen, loaded.card.preprocessing.mean, loaded.card.preprocessing.std
+            )
+            yield (
+                inputs.contiguous(memory_format=torch.channels_last),
+                labels[start : start + batch_size].to(place),
+            )
+
+    results: list[Measured] = []
+    for words, module in (
+        ("measuring the network", loaded.module),
+        ("measuring its fresh twin", twin),
+    ):
+        watcher.phase(words)
+        on_device = module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        results.append(
+            measure_network(
+                on_device,
+                batches(),
+                outline.layers,
+                on_batch=advance,
+                should_stop=watcher.should_stop,
+            )
+        )
+    own, fresh = results
+    reports = _reports(outline, own, fresh)
+    header = DiagnosisHeader(
+        model=spec,
+        model_title=loaded.card.title,
+        classes=classes,
+        backbone_sha256=loaded.card.backbone_sha256,
+        data=data,
+        data_title=images.outline.title,
+        data_fingerprint=images.outline.fingerprint,
+        split="train",
+        samples=own.samples,
+        batches=own.batches,
+        batch_size=min(batch_size, own.samples),
+        image_size=size,
+        device=place.type,
+        device_name=device_name(place),
+        dtype="float32",
+        seed=seed,
+        batch_norm="batch",
+        loss=own.loss,
+        twin_loss=fresh.loss,
+        wall_s=time.perf_counter() - begun,
+        versions=versions(),
+        notes=tuple(notes),
+    )
+    units: dict[str, np.ndarray] = {}
+    for layer in outline.layers:
+        for metric, values in own.units[layer.name].items():
+            units[f"{layer.name}/{metric}"] = values
+        for metric, values in fresh.units[layer.name].items():
+            units[f"twin/{layer.name}/{metric}"] = values
+    return Diagnosis(header=header, layers=reports, findings=judge(reports)), units
+
+
+def _tick(watcher: Watcher, done: int, total: int, unit: str) -> None:
+    if watcher.should_stop():
+        raise Stopped("Stopped while reading the images; nothing was written.")
+    watcher.progress(done, total, unit)
+
+
+def _share_head(loaded: LoadedModel, twin: nn.Module, notes: list[str], *, seed: int) -> None:
+    own, other = loaded.module.state_dict(), twin.state_dict()
+    matrices = [name for name in sorted(loaded.head) if name in own and own[name].ndim > 1]
+    with torch.no_grad():
+        if matrices and all(not bool(own[name].any()) for name in matrices):
+            for name in matrices:
+                fan_in = own[name][0].numel()
+                noise = torch.randn(own[name].shape, generator=generator(seed, "head", name))
+                own[name].copy_(noise / fan_in**0.5)
+            notes.append(
+                "This architecture draws its head as all zeros, which lets no gradient through "
+                "at the first step; for the measurement it was drawn from N(0, 1 / fan-in)."
+            )
+        for name in sorted(loaded.head):
+            if name in own and name in other:
+                other[name].copy_(own[name])
+
+
+def _reports(outline: ModelOutline, own: Measured, fresh: Measured) -> tuple[LayerReport, ...]:
+    order = metric_names()
+
+    def sorted_figures(measured: Measured, layer: str) -> dict[str, MetricValue]:
+        return {name: measured.metrics[layer][name] for name in order}
+
+    return tuple(
+        LayerReport(
+            name=layer.name,
+            type=layer.type,
+            stage=layer.stage,
+            kind=layer.kind,
+            index=layer.index,
+            parameters=layer.count,
+            units=own.unit_counts.get(layer.name),
+            activation=layer.activation,
+            activation_type=own.activation_types.get(layer.name),
+            head=layer.head,
+            metrics=sorted_figures(own, layer.name),
+            twin_metrics=sorted_figures(fresh, layer.name),
+        )
+        for layer in outline.layers
+    )
+
+
+def write_diagnosis(diagnosis: Diagnosis, units: Mapping[str, np.ndarray], out: Path) -> Diagnosis:
+    """Write the diagnosis as JSON with its figures by unit beside it; return what was written.
+
+    The companion is `STEM.units.safetensors`; the header names it and its SHA-256.
+    """
+    companion = out.with_suffix(".units.safetensors")
+    data = safetensors.numpy.save({key: np.ascontiguousarray(units[key]) for key in sorted(units)})
+    write_whole(companion, data)
+    header = diagnosis.header.model_copy(
+        update={
+            "units_file": companion.name,
+            "units_sha256": hashlib.sha256(data).hexdigest(),
+        }
+    )
+    written = diagnosis.model_copy(update={"header": header})
+    write_whole(out, written.model_dump_json(indent=1) + "\n")
+    return written
+
+
+def read_diagnosis(path: Path) -> Diagnosis:
+    """Read a diagnosis file.
+
+    Raises:
+        OptionError: Missing, unreadable, or not a diagnosis.
+    """
+    try:
+        return Diagnosis.model_validate_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise OptionError(f'"{path}" cannot be read as a diagnosis. Measure again.') from error
+
+
+def read_units(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Read the companion of a diagnosis: layer to metric to (network's, twin's) (units,).
+
+    Raises:
+        OptionError: The companion is missing or not the one the diagnosis names.
+    """
+    header = read_diagnosis(path).header
+    companion = Path(path).parent / Path(header.units_file or "").name
+    try:
+        data = companion.read_bytes()
+        if hashlib.sha256(data).hexdigest() != header.units_sha256:
+            raise OptionError(
+                f'"{companion.name}" is not the file its diagnosis names. Measure again.'
+            )
+        arrays = safetensors.numpy.load(data)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise OptionError(f'"{companion}" cannot be read. Measure again.') from error
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for key, values in arrays.items():
+        layer, _, metric = key.rpartition("/")
+        twin = arrays.get(f"twin/{key}")
+        if twin is not None:
+            found.setdefault(layer, {})[metric] = (values, twin)
+    return found
+
+
+def plan_outline(plan: ReinitPlan) -> ModelOutline:
+    """Return the outline of the network a plan was made for, and check that it still fits.
+
+    Raises:
+        PlanError: The weights on this machine are not the plan's.
+        LimberError: The model cannot be loaded.
+    """
+    outline = outline_model(
+        plan_spec(plan), classes=_plan_classes(plan), head_seed=plan.model.head_seed
+    )
+    check_plan(plan, outline)
+    return outline
+
+
+def plan_spec(plan: ReinitPlan) -> ModelSpec:
+    """Return the specification of the network a plan was made for."""
+    model = plan.model
+    return ModelSpec(
+        source=model.source,
+        name=model.name,
+        weights=model.weights,
+        checkpoint=model.checkpoint,
+        kwargs=dict(model.kwargs),
+    )
+
+
+def _plan_classes(plan: ReinitPlan) -> int | None:
+    return None if plan.model.head == "own" else plan.model.classes
+
+
+def edited_model(
+    plan: ReinitPlan, *, head_seed: int | None = None
+) -> tuple[LoadedModel, ReinitReceipt]:
+    """Load the plan's network with the plan applied.
+
+    Args:
+        plan: Read and validated.
+        head_seed: Another seed for a new head than the plan's; the reset values stay the plan's.
+
+    Raises:
+        PlanError: The weights at hand are not the plan's, or it names what is not there.
+    """
+    spec, classes = plan_spec(plan), _plan_classes(plan)
+    seed = plan.model.head_seed if head_seed is None else head_seed
+    loaded = load_model(spec, classes=classes, head_seed=seed)
+    # With no weights to load the backbone is random and follows the head's seed.
+    if spec.weights != "none" and loaded.card.backbone_sha256 != plan.model.backbone_sha256:
+        raise PlanError(
+            f"The plan was made for weights {plan.model.backbone_sha256[:12]}..., and the weights "
+            f"at hand are {loaded.card.backbone_sha256[:12]}.... Load the weights the plan was "
+            "made for, or make the plan again on these."
+        )
+    module = loaded.module
+    edited, receipt = apply_plan(
+        module.state_dict(),
+        plan,
+        fresh=lambda twin_seed: build_module(
+            spec, classes=loaded.card.classes if loaded.head else None, seed=twin_seed
+        ).state_dict(),
+        parameters=frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)),
+        sha256=state_sha256,
+        plan_text=plan_json(plan),
+    )
+    module.load_state_dict(edited)
+    return loaded, receipt
+
+
+def reset_weights(plan: ReinitPlan, out: Path) -> ReinitReceipt:
+    """Apply a plan and write the edited weights, with the plan in the file's metadata.
+
+    The same plan on the same weights gives the same bytes.
+
+    Raises:
+        LimberError: The plan does not fit, or the file cannot be written.
+    """
+    loaded, receipt = edited_model(plan)
+    state = {
+        name: value.detach().contiguous() for name, value in loaded.module.state_dict().items()
+    }
+    shared: dict[int, str] = {}
+    for name, value in state.items():
+        # The format refuses tensors that share memory; trainers load by name and tie again.
+        if value.numel() and shared.setdefault(value.data_ptr(), name) != name:
+            state[name] = value.clone()
+    data = safetensors.torch.save(
+        dict(sorted(state.items())), metadata={"format": "pt", "limber_plan": plan_json(plan)}
+    )
+    write_whole(out, _sorted_metadata(data))
+    return receipt
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """Return safetensors bytes with the header's metadata in the order of its keys.
+
+    The library keeps metadata in a hash map whose order changes from process to process; the
+    tensors' part is already in a fixed order.
+    """
+    import json
+
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A fine-tune ready to run: the record that repeats it, and the steps when iterated."""
+
+    record: RunRecord
+    steps: Iterator[StepRecord]
+
+
+def prepare_trial(
+    spec: ModelSpec,
+    data: DataSpec,
+    plans: Sequence[ReinitPlan],
+    *,
+    settings: Settings,
+    seeds: Sequence[int] = DEFAULT_SEEDS,
+    image_size: int | None = None,
+    train_images: int | None = DEFAULT_TRAIN_IMAGES,
+    val_images: int | None = DEFAULT_VAL_IMAGES,
+    with_random_control: bool = False,
+    device: str = "auto",
+    watcher: Watcher | None = None,
+) -> Trial:
+    """Check everything, read the images, and return a trial whose steps run when iterated.
+
+    Args:
+        spec: The model.
+        data: The images; their classes must be as many as the plans' heads have.
+        plans: One arm each, beside the untouched control.
+        settings: Shared by all arms.
+        seeds: One head and batch order each.
+        image_size: Side in pixels; None takes the model's default for short runs.
+        train_images: At most so many, classes in turn; None takes all.
+        val_images: As above, for validation.
+        with_random_control: Add an arm of the first plan's size on layers drawn at random.
+        device: "auto", "cpu" or "cuda".
+        watcher: Progress and stop.
+
+    Raises:
+        LimberError: Bad input, or stopped.
+    """
+    watcher = watcher or Watcher()
+    place = choose_device(device)
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise OptionError("Seeds must be different whole numbers from 0, such as 0,1,2.")
+    images = open_images(data)
+    classes = len(images.outline.classes)
+    watcher.phase("loading the model")
+    outline = outline_model(spec, classes=classes)
+    size = image_size or outline.default_size
+    check_image_size(outline, size)
+    arms_plans: dict[str, ReinitPlan] = {}
+    for plan in plans:
+        if plan.model.head == "new" and plan.model.classes != classes:
+            raise PlanError(
+                f'Plan "{plan.name}" was made for {plan.model.classes} classes and '
+                f"{images.outline.title} has {classes}. Make the plan again with --data or "
+                f"--classes {classes}."
+            )
+        if plan.model.head == "own":
+            raise PlanError(
+                f'Plan "{plan.name}" keeps the head that came with the weights, and a fine-tune '
+                "starts with a new one. Make the plan again with --data."
+            )
+        check_plan(plan, outline)
+        arms_plans[_free_name(plan.name, arms_plans)] = plan
+    if with_random_control and plans:
+        drawn = random_control(outline, plans[0], seed=0)
+        arms_plans[_free_name(drawn.name, arms_plans)] = drawn
+    watcher.phase("reading the images")
+    decoded: dict[str, tuple[Tensor, Tensor]] = {}
+    for split, limit in (("train", train_images), ("val", val_images)):
+        if limit is not None and limit < 2:
+            raise OptionError(f"{limit} images are too few; give 2 or more.")
+        decoded[split] = decode(
+            images,
+            split,
+            outline.preprocessing,
+            size=size,
+            limit=limit,
+            seed=0,
+            on_progress=lambda done, total: _tick(watcher, done, total, "images read"),
+        )
+    prepared = Images(
+        train=decoded["train"][0],
+        train_labels=decoded["train"][1],
+        val=decoded["val"][0],
+        val_labels=decoded["val"][1],
+        mean=outline.preprocessing.mean,
+        std=outline.preprocessing.std,
+    )
+    head = frozenset(
+        parameter.name for layer in outline.layers if layer.head for parameter in layer.parameters
+    )
+    arms = [Arm(name=CONTROL, build=lambda seed: _untouched(spec, classes, seed), head=head)]
+    arms += [
+        Arm(name=name, build=_builder(plan), frozen=_frozen(outline, plan), head=head)
+        for name, plan in arms_plans.items()
+    ]
+    record = RunRecord(
+        model=spec,
+        model_title=outline.title,
+        classes=classes,
+        backbone_sha256=outline.backbone_sha256,
+        data=data,
+        data_title=images.outline.title,
+        data_fingerprint=images.outline.fingerprint,
+        arms=tuple(arm.name for arm in arms),
+        plans=arms_plans,
+        seeds=tuple(seeds),
+        steps=settings.steps,
+        batch_size=min(settings.batch_size, len(prepared.train)),
+        eval_every=settings.eval_every,
+        image_size=size,
+        train_images=len(prepared.train),
+        val_images=len(prepared.val),
+        optimizer="AdamW",
+        lr=settings.lr,
+        head_lr=settings.rate_of_head,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
+        device=place.type,
+        device_name=device_name(place),
+        dtype="float32",
+        versions=versions(),
+    )
+    watcher.phase("fine-tuning")
+    steps = finetune(
+        arms, prepared, settings, seeds=seeds, device=place, should_stop=watcher.should_stop
+    )
+    return Trial(record=record, steps=steps)
+
+
+def _free_name(name: str, taken: Mapping[str, ReinitPlan]) -> str:
+    if name == CONTROL:
+        name = "plan"
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name} {number}"
+    return free
+
+
+def _untouched(spec: ModelSpec, classes: int, seed: int) -> nn.Module:
+    return load_model(spec, classes=classes, head_seed=seed).module
+
+
+def _builder(plan: ReinitPlan) -> Callable[[int], nn.Module]:
+    return lambda seed: edited_model(plan, head_seed=seed)[0].module
+
+
+def _frozen(outline: ModelOutline, plan: ReinitPlan) -> frozenset[str]:
+    return frozenset(
+        parameter.name
+        for layer in outline.layers
+        if layer.name in set(plan.freeze)
+        for parameter in layer.parameters
+    )
+
+
+def write_run(
+    record: RunRecord, steps: Sequence[StepRecord], out: Path, *, finished: bool
+) -> ABComparison:
+    """Write a run's folder: `curves.csv`, `summary.json` and `plans/ARM.json`.
+
+    Raises:
+        LimberError: The folder cannot be written.
+    """
+    comparison = compare(curves_of(steps))
+    write_whole(out / "curves.csv", curves_csv(steps))
+    for name, plan in record.plans.items():
+        safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name).strip(". ") or "plan"
+        write_whole(out / "plans" / f"{safe}.json", plan_json(plan))
+    import json
+
+    last: dict[str, dict[str, float | None]] = {}
+    for step in steps:
+        if step.val_accuracy is not None:
+            last.setdefault(step.arm, {})[str(step.seed)] = step.val_accuracy
+    summary = {
+        "finished": finished,
+        "steps_done": len([step for step in steps if step.step > 0]),
+        "final_val_accuracy": last,
+        "wall_s": max((step.wall_s for step in steps), default=0.0),
+        "comparison": comparison.model_dump(mode="json"),
+        "record": record.model_dump(mode="json"),
+    }
+    write_whole(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return comparison
+
+
+def step_event(step: StepRecord) -> dict[str, object]:
+    """Return a step as the fields of an event."""
+    return asdict(step)
+
+
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "DEFAULT_EVAL_EVERY",
+    "DEFAULT_SAMPLES",
+    "DEFAULT_SEEDS",
+    "DEFAULT_STEPS",
+    "DEFAULT_TRAIN_IMAGES",
+    "DEFAULT_VAL_IMAGES",
+    "LimberError",
+    "Preprocessing",
+    "Trial",
+    "Watcher",
+    "diagnose",
+    "edited_model",
+    "outline_model",
+    "plan_outline",
+    "prepare_trial",
+    "read_diagnosis",
+    "read_units",
+    "reset_weights",
+    "write_diagnosis",
+    "write_run",
+]

@@ -1,0 +1,124 @@
+"""Watch one forward pass: which layers ran, which activations, and what fed them.
+
+Activations are caught where they are computed, not where a module says so: a functional
+`F.relu`, a module used several times and an in-place one are all the same call here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from core.activations import Activation, activation_of
+from core.hooks import Hooks, hooks
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One place in the forward pass where an activation is applied.
+
+    Attributes:
+        name: The innermost module running, with "#2" and so on for its later calls and
+            ":relu" for a functional call inside a module that is no activation itself.
+        activation: The function.
+        type: Class name of the module, or of the function.
+    """
+
+    name: str
+    activation: Activation
+    type: str
+
+
+class _Catcher(TorchFunctionMode):
+    def __init__(
+        self,
+        path: Callable[[], tuple[str, nn.Module]],
+        before: Callable[[Site, Tensor], None],
+        after: Callable[[Site, Tensor], None],
+    ) -> None:
+        super().__init__()
+        self._path, self._before, self._after = path, before, after
+        self._calls: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        activation = activation_of(func, args, kwargs)
+        z = args[0] if args else kwargs.get("input")
+        if activation is None or not isinstance(z, Tensor):
+            return func(*args, **kwargs)
+        name, module = self._path()
+        own = not any(True for _ in module.children()) and not any(
+            True for _ in module.parameters(recurse=False)
+        )
+        base = name if own else f"{name}:{activation.name}".lstrip(":")
+        self._calls[base] += 1
+        count = self._calls[base]
+        site = Site(
+            name=base if count == 1 else f"{base}#{count}",
+            activation=activation,
+            type=type(module).__name__ if own else activation.name,
+        )
+        # An in-place activation overwrites z: whoever wants z must read it now.
+        self._before(site, z)
+        result = func(*args, **kwargs)
+        self._after(site, result)
+        return result
+
+
+@contextmanager
+def watched_forward(
+    module: nn.Module,
+    *,
+    on_layer: Callable[[str, nn.Module, tuple[Any, ...], Any], None] | None = None,
+    before_activation: Callable[[Site, Tensor], None] = lambda site, z: None,
+    after_activation: Callable[[Site, Tensor], None] = lambda site, h: None,
+) -> Iterator[Hooks]:
+    """Watch the one forward pass run inside the block.
+
+    Args:
+        module: The network.
+        on_layer: Called with (path, module, args, output) after each module that owns
+            parameters has run, once a call.
+        before_activation: Called with the site and the pre-activation z.
+        after_activation: Called with the site and the output h.
+
+    Yields:
+        The holder of hooks, for gradient hooks of the caller's own.
+    """
+    running: list[tuple[str, nn.Module]] = [("", module)]
+    with hooks() as holder:
+        for name, each in module.named_modules():
+
+            def enter(entered: nn.Module, _: Any, name: str = name) -> None:
+                running.append((name, entered))
+
+            def leave(left: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                running.pop()
+                if on_layer is not None and output is not None and left._parameters:
+                    on_layer(name, left, args, output)
+
+            holder.before(each, enter)
+            holder.after(each, leave, always=True)
+        catcher = _Catcher(lambda: running[-1], before_activation, after_activation)
+        with catcher:
+            yield holder
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """Return the first tensor in an output that may be nested in tuples, lists or dicts."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for each in value:
+            found = first_tensor(each)
+            if found is not None:
+                return found
+    return None

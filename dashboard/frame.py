@@ -1,0 +1,305 @@
+"""What every page shares: the sidebar, messages, the panel of a live run, links to a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from core.errors import LimberError
+from core.records import Finding
+from dashboard import charts, store, words
+
+if TYPE_CHECKING:
+    from core.metrics import MetricInfo
+
+Step = Literal["choose", "measure", "pick", "watch", "export"]
+
+TITLES: dict[Step, str] = {
+    "choose": "Choose",
+    "measure": "Measure",
+    "pick": "Pick",
+    "watch": "Watch",
+    "export": "Export",
+}
+LIVE_EVERY_S = 0.5
+SEVERITY_ICONS = {
+    "warning": ":material/warning:",
+    "notice": ":material/visibility:",
+    "info": ":material/info:",
+}
+
+
+# Left-aligned sentences for buttons that are findings; on a phone the strips of layers get a
+# width at which a finger can hit one layer, and scroll sideways.
+STYLE = """<style>
+[class*="st-key-findings"] button { justify-content: flex-start; text-align: left; }
+[class*="st-key-findings"] button > div { justify-content: flex-start; }
+@media (max-width: 640px) {
+  .st-key-layers_scroll { overflow-x: auto; }
+  .st-key-layers_scroll > div { min-width: WIDTHpx; }
+}
+</style>"""
+# The shortcut of Undo would also fire while somebody types, and take back a pick instead of a
+# word. Caught before Streamlit hears of it; the browser's own undo still happens.
+TYPING = """<script>
+if (!window.limberTyping) {
+  window.limberTyping = true;
+  window.addEventListener("keydown", (event) => {
+    const undo = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z";
+    const field = event.target.closest?.("input:not([type=checkbox]), textarea");
+    if (undo && field) event.stopPropagation();
+  }, true);
+}
+</script>"""
+PHONE_LABELS_PX = 150
+PHONE_LAYER_PX = 9
+
+
+def heatmap_controls(key: str) -> tuple[charts.HeatView, list[MetricInfo]]:
+    """Draw the choice of colours and rows of a heatmap of layers; return what was chosen."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        view = st.segmented_control(
+            "Colour",
+            tuple(words.VIEWS),
+            default="ratio",
+            required=True,
+            format_func=words.VIEWS.__getitem__,
+            key=f"{key}_view",
+            wrap=True,
+            help=words.VIEW_HELP,
+        )
+        rows = st.segmented_control(
+            "Metrics",
+            tuple(words.METRIC_CHOICES),
+            default="main",
+            required=True,
+            key=f"{key}_rows",
+            wrap=True,
+            format_func=words.METRIC_CHOICES.__getitem__,
+        )
+    layer_infos = [info for info in store.metric_infos() if info.level == "layer"]
+    chosen = {
+        "main": [info for info in layer_infos if info.name in words.MAIN_METRICS],
+        "all": layer_infos,
+    }
+    return view or "ratio", chosen.get(
+        rows or "main", [info for info in layer_infos if info.family == rows]
+    )
+
+
+@contextmanager
+def layers_scroll(layers: int) -> Iterator[None]:
+    """Hold a chart of that many layers; on a phone it scrolls sideways."""
+    st.html(STYLE.replace("WIDTH", str(PHONE_LABELS_PX + PHONE_LAYER_PX * layers)))
+    with st.container(key="layers_scroll"):
+        yield
+
+
+def is_dark() -> bool:
+    """Whether the page's ground is dark."""
+    return st.context.theme.type == "dark"
+
+
+def link(step: Step, label: str) -> None:
+    """Link to a step of the work, keeping the workspace in the address."""
+    st.page_link(
+        f"views/{step}.py",
+        label=label,
+        query_params={"w": store.current().id},
+        icon=":material/arrow_forward:",
+    )
+
+
+def waits_for(step: Step, sentence: str) -> None:
+    """Say what a step waits for, and link there."""
+    with st.container(border=True):
+        st.markdown(sentence)
+        link(step, f"Go to {TITLES[step]}")
+
+
+def show_notice() -> None:
+    """Show the message that the last action left."""
+    left = store.take_notice()
+    if left is None:
+        return
+    kind, text = left
+    show = {"error": st.error, "success": st.success}.get(kind, st.info)
+    show(words.escape(text))
+
+
+def sidebar() -> Callable[[], None]:
+    """Draw the sidebar and return what draws its facts again once more is known."""
+    knew = store.outline_if_ready(store.current().choice)[0] is not None
+    with st.sidebar:
+        place = st.empty()
+        _facts(place)
+        _plan_actions()
+        _running()
+        st.html(TYPING, unsafe_allow_javascript=True)
+
+    def refresh() -> None:
+        if not knew:
+            _facts(place)
+
+    return refresh
+
+
+@store.guarded
+def _facts(place: DeltaGenerator) -> None:
+    space = store.current()
+    choice = space.choice
+    outline, data = store.outline_if_ready(choice)
+    picks = space.picks
+    with place.container(gap="small"):
+        _fact("Model", outline.title if outline else choice.model)
+        _fact("Data", data.title if data else choice.data)
+        left, right = st.columns(2)
+        with left:
+            _fact("Device", space.measure_options.device)
+        with right:
+            _fact("Images to measure", f"{space.measure_options.samples:,}")
+        if outline is None:
+            line = (
+                f"{words.count(len(picks.layers), 'layer')} picked"
+                if picks.layers
+                else "No layer picked"
+            )
+        else:
+            size = store.size_of(outline, picks.layers)
+            line = words.plan_line(size.layers, size.parameters, size.total, picks.scheme)
+        _fact("Plan", line)
+
+
+def _fact(label: str, text: str) -> None:
+    with st.container(gap=None):
+        st.caption(label)
+        st.text(text)
+
+
+@store.guarded
+def _plan_actions() -> None:
+    space = store.current()
+    with st.container(horizontal=True):
+        st.button(
+            "Undo",
+            key="undo",
+            on_click=_undo,
+            disabled=not space.can_undo,
+            shortcut="Ctrl+Z",
+            icon=":material/undo:",
+            help="Bring back the pick before the last change.",
+        )
+        st.button(
+            "Clear",
+            key="clear",
+            on_click=_clear,
+            disabled=not (space.picks.layers or space.picks.freeze),
+            help="Pick nothing. Undo brings it back.",
+        )
+
+
+@store.act
+def _undo() -> None:
+    store.current().undo()
+
+
+@store.act
+def _clear() -> None:
+    store.current().change_picks(layers=(), freeze=(), patterns=())
+
+
+def _running() -> None:
+    run = store.live_run()
+
+    @store.guarded
+    def draw() -> None:
+        now = store.live_run()
+        if run is not None and (now is None or now.id != run.id):
+            st.rerun()
+        if now is None:
+            return
+        st.caption("Running")
+        progress(now)
+        stop_button(now, key="stop_sidebar")
+
+    st.fragment(draw, run_every=LIVE_EVERY_S if run is not None else None)()
+
+
+def progress(run: store.RunView) -> None:
+    """Draw how far a run is; the same height whatever it says."""
+    st.progress(
+        run.fraction,
+        text=words.escape(
+            words.progress_line(
+                run.kind,
+                run.phase,
+                run.done,
+                run.total,
+                run.unit,
+                run.eta_s,
+                run.queue_place,
+                run.state,
+            )
+        ),
+    )
+
+
+def stop_button(run: store.RunView, *, key: str) -> None:
+    """Draw the button that ends a run."""
+    st.button(
+        "Stop",
+        key=key,
+        on_click=_stop,
+        args=(run.id,),
+        icon=":material/stop:",
+        disabled=run.state == "stopping",
+    )
+
+
+@store.act
+def _stop(run_id: str) -> None:
+    store.stop_run(run_id)
+
+
+def findings(found: Sequence[Finding], *, key: str, disabled: bool = False) -> None:
+    """List findings as sentences; a click picks the layers one speaks of."""
+    with st.container(gap=None, key=key):
+        for place, finding in enumerate(found):
+            st.button(
+                words.escape(finding.sentence),
+                key=f"{key}_{place}",
+                type="tertiary",
+                icon=SEVERITY_ICONS[finding.severity],
+                on_click=_pick_finding,
+                disabled=disabled,
+                args=(finding.layers,),
+                wrap=True,
+                help="Pick these layers, and only these. Undo brings the old pick back.",
+            )
+
+
+@store.act
+def _pick_finding(layers: tuple[str, ...]) -> None:
+    store.current().change_picks(layers=layers, patterns=())
+    st.toast(f"{words.count(len(layers), 'layer')} picked")
+
+
+@contextmanager
+def said() -> Iterator[None]:
+    """Show what a person can put right as a sentence, and let the rest of the page be drawn."""
+    try:
+        yield
+    except LimberError as error:
+        st.error(words.escape(words.sentence(error)))
+
+
+def outcome(run: store.RunView) -> None:
+    """Say how a run ended where it did not simply end well."""
+    if run.state == "failed":
+        st.error(words.escape(run.message or "The run failed."))
+    elif run.state == "stopped":
+        st.info("Stopped. What was finished before is kept.")

@@ -1,0 +1,134 @@
+"""This session: its workspace, the message left for its next run, and what happens to errors.
+
+Everything a person decides goes to the workspace; session state holds only its id and a
+message for the next run of the page.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import logging.handlers
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+import streamlit as st
+
+from core.errors import LimberError
+from dashboard import words
+from dashboard.store.runs import queue
+from dashboard.store.values import model_entries
+from dashboard.store.workspace import Workspace, exists, home, new_id, workspace
+
+WORKSPACE_KEY = "workspace_id"
+NOTICE_KEY = "notice"
+LOG_NAME = "limber.log"
+
+log = logging.getLogger("limber")
+
+P = ParamSpec("P")
+
+
+def open_session() -> Workspace:
+    """Find the workspace of the address, or start one, and put its id into the address.
+
+    The id is set again at every run, because the address loses it on a switch of pages.
+    """
+    _start_once(home())
+    queue.recover()
+    asked = st.query_params.get("w", "")
+    known = st.session_state.get(WORKSPACE_KEY)
+    if asked and asked != known:
+        if exists(asked):
+            known = asked
+        elif known is None:
+            notice(
+                "info", "The workspace in the address is not on this machine. A new one was opened."
+            )
+    if known is None:
+        known = new_id()
+    st.session_state[WORKSPACE_KEY] = known
+    if asked != known:
+        st.query_params["w"] = known
+    return workspace(known)
+
+
+def current() -> Workspace:
+    """Return the workspace of this session; `open_session` came first."""
+    return workspace(st.session_state[WORKSPACE_KEY])
+
+
+@functools.cache
+def _start_once(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(
+        folder / LOG_NAME, maxBytes=1_000_000, backupCount=1, encoding="utf-8", delay=True
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    log.addHandler(handler)
+    # The libraries take seconds to import. Doing it beside the first page keeps that page and
+    # the answer to a name that needs a network inside their few seconds.
+    threading.Thread(target=_warm, daemon=True, name="warm").start()
+
+
+def _warm() -> None:
+    try:
+        model_entries()
+    except Exception:
+        log.exception("the lists of models could not be read")
+
+
+def log_path() -> Path:
+    """Return where unforeseen errors are written."""
+    return home() / LOG_NAME
+
+
+def notice(kind: str, text: str) -> None:
+    """Leave a message for the next run of the page; kind is "error", "info" or "success"."""
+    st.session_state[NOTICE_KEY] = (kind, text)
+
+
+def take_notice() -> tuple[str, str] | None:
+    """Return the message that was left, once."""
+    left: tuple[str, str] | None = st.session_state.pop(NOTICE_KEY, None)
+    return left
+
+
+def _unforeseen(error: Exception) -> str:
+    log.error("unforeseen error", exc_info=error)
+    return (
+        f"Something in Limber itself went wrong ({type(error).__name__}). What you decided is "
+        f"kept; reload the page to go on. Details are in {log_path()}."
+    )
+
+
+def guarded(draw: Callable[P, None]) -> Callable[P, None]:
+    """Draw, and show a sentence instead of a traceback where that fails."""
+
+    @functools.wraps(draw)
+    def safely(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            draw(*args, **kwargs)
+        except LimberError as error:
+            st.error(words.escape(words.sentence(error)))
+        except Exception as error:
+            st.error(words.escape(_unforeseen(error)))
+
+    return safely
+
+
+def act(callback: Callable[P, None]) -> Callable[P, None]:
+    """Run a widget's callback, and leave a sentence where that fails."""
+
+    @functools.wraps(callback)
+    def safely(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            callback(*args, **kwargs)
+        except LimberError as error:
+            notice("error", words.sentence(error))
+        except Exception as error:
+            notice("error", _unforeseen(error))
+
+    return safely

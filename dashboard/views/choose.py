@@ -1,0 +1,308 @@
+"""Choose: which network, which images."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.errors import LimberError
+from dashboard import charts, frame, plot, store, words
+
+SHOWN_IMAGES = 8
+IMAGE_PX = 104
+BAR_PX = 26
+UPLOAD_MB = 1024
+
+
+def page() -> None:
+    """Draw the page."""
+    space = store.current()
+    with st.spinner("Starting", show_time=True):
+        store.model_entries()
+        store.dataset_entries()
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Network")
+        _network(space)
+    with right:
+        st.subheader("Images")
+        _images(space)
+    st.subheader("What the network sees")
+    _preview(space)
+
+
+def _network(space: store.Workspace) -> None:
+    way = st.segmented_control(
+        "Where the network comes from",
+        ("Embedded", "timm, torchvision", "Your checkpoint"),
+        default="Embedded",
+        required=True,
+        key="model_way",
+        wrap=True,
+        label_visibility="collapsed",
+    )
+    if way == "Embedded":
+        _embedded_models(space)
+    elif way == "Your checkpoint":
+        _checkpoint(space)
+    else:
+        _named_model(space)
+
+
+def _images(space: store.Workspace) -> None:
+    way = st.segmented_control(
+        "Where the images come from",
+        ("Embedded", "Folder, zip", "Upload", "torchvision"),
+        default="Embedded",
+        required=True,
+        key="data_way",
+        wrap=True,
+        label_visibility="collapsed",
+    )
+    if way == "Embedded":
+        _embedded_data(space)
+    elif way == "Folder, zip":
+        _folder(space)
+    elif way == "Upload":
+        _upload(space)
+    else:
+        _torchvision_set(space)
+
+
+def _card(title: str, lines: list[str], *, chosen: bool, key: str) -> bool:
+    with st.container(border=True, key=f"card_{key}", height="stretch", gap="small"):
+        st.markdown(f"**{words.escape(title)}**")
+        # Two spaces and a line break keep the lines in one paragraph.
+        st.caption("  \n".join(words.escape(line) for line in [*lines, words.NO_DOWNLOAD]))
+        return st.button(
+            "Chosen" if chosen else "Use",
+            key=f"use_{key}",
+            disabled=chosen,
+            icon=":material/check:" if chosen else None,
+        )
+
+
+def _embedded_models(space: store.Workspace) -> None:
+    choice = space.choice
+    entries = [entry for entry in store.model_entries() if entry.embedded]
+    for place, entry in zip(st.columns(max(2, len(entries))), entries, strict=False):
+        with place:
+            chosen = (choice.model, choice.weights, choice.checkpoint) == (
+                entry.name,
+                "pretrained",
+                None,
+            )
+            size = f"{words.short(entry.parameters)} parameters" if entry.parameters else ""
+            facts = ", ".join(part for part in (entry.kind, size) if part)
+            if _card(
+                entry.title,
+                [facts, f"Licence {entry.licence}"],
+                chosen=chosen,
+                key=f"model_{entry.name}",
+            ):
+                _use_model(space, model=entry.name, weights="pretrained", checkpoint=None)
+
+
+def _named_model(space: store.Workspace) -> None:
+    entries = {entry.name: entry for entry in store.model_entries() if not entry.embedded}
+
+    def label(name: str) -> str:
+        count = entries[name].parameters if name in entries else None
+        return f"{name}  ({words.short(count)})" if count else name
+
+    with st.container(border=True):
+        name = st.selectbox(
+            "Name",
+            list(entries),
+            index=None,
+            format_func=label,
+            key="model_name",
+            placeholder=f"Search {len(entries):,} names, e.g. resnet18",
+            help="timm names first, then torchvision's. Weights are downloaded once.",
+        )
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            random = st.toggle(
+                "Random weights",
+                key="model_random",
+                help="The architecture's own initialisation, nothing learnt: needs no network.",
+            )
+            if st.button("Use this network", key="use_named", disabled=name is None) and name:
+                _use_model(
+                    space, model=name, weights="none" if random else "pretrained", checkpoint=None
+                )
+        if space.choice.model in entries:
+            st.text(f"Chosen: {space.choice.model}, {space.choice.weights} weights")
+
+
+def _checkpoint(space: store.Workspace) -> None:
+    with st.container(border=True):
+        name = st.text_input(
+            "Architecture",
+            key="checkpoint_model",
+            placeholder="resnet18, timm:vit_tiny_patch16_224, ...",
+            help="The name the checkpoint's network has in timm or torchvision.",
+        )
+        path = st.text_input(
+            "Path of the checkpoint on this machine",
+            key="checkpoint_path",
+            placeholder="weights.safetensors or a state dict (.pth)",
+        )
+        file = st.file_uploader(
+            "or upload it",
+            type=["safetensors", "pth", "pt", "bin"],
+            max_upload_size=UPLOAD_MB,
+            key="checkpoint_file",
+            help="A state dict is read with weights_only: no code is run.",
+        )
+        if st.button(
+            "Use this checkpoint", key="use_checkpoint", disabled=not name or not (path or file)
+        ):
+            where = str(space.keep_upload(file.name, file.getvalue())) if file else path.strip()
+            _use_model(space, model=name.strip(), weights="pretrained", checkpoint=where)
+        if space.choice.checkpoint:
+            st.text(f"Chosen: {space.choice.model} from {space.choice.checkpoint}")
+
+
+def _use_model(space: store.Workspace, **changes: str | None) -> None:
+    """Load first, then choose: a network that cannot be had leaves the choice as it was."""
+    trial = space.choice.model_copy(update=changes)
+    try:
+        with st.spinner("Loading the network"):
+            store.model_outline(trial, again=True)
+    except LimberError as error:
+        st.error(words.escape(words.sentence(error)))
+        return
+    space.choose(**changes)
+    st.rerun()
+
+
+def _embedded_data(space: store.Workspace) -> None:
+    entries = [entry for entry in store.dataset_entries() if entry.embedded]
+    for place, entry in zip(st.columns(max(2, len(entries))), entries, strict=False):
+        with place:
+            facts = []
+            if entry.images is not None and entry.classes is not None:
+                facts.append(
+                    f"{words.count(entry.images, 'image')}, "
+                    f"{words.count(entry.classes, 'class', 'classes')}"
+                )
+            if entry.licence:
+                facts.append(f"Licence {entry.licence}")
+            if _card(
+                entry.title,
+                [entry.description, *facts],
+                chosen=space.choice.data == entry.name,
+                key=f"data_{entry.name}",
+            ):
+                _use_data(space, entry.name)
+
+
+def _folder(space: store.Workspace) -> None:
+    with st.container(border=True):
+        path = st.text_input(
+            "Path on this machine",
+            key="data_path",
+            placeholder="a folder, a zip, or a MedMNIST .npz",
+            help="One folder a class with images in it; train and val folders above are used "
+            "as splits where they exist.",
+        )
+        if st.button("Use these images", key="use_folder", disabled=not path):
+            _use_data(space, path.strip())
+
+
+def _upload(space: store.Workspace) -> None:
+    with st.container(border=True):
+        file = st.file_uploader(
+            "A zip with one folder a class",
+            type=["zip"],
+            key="data_file",
+            max_upload_size=UPLOAD_MB,
+        )
+        if st.button("Use these images", key="use_upload", disabled=file is None) and file:
+            _use_data(space, str(space.keep_upload(file.name, file.getvalue())))
+
+
+def _torchvision_set(space: store.Workspace) -> None:
+    names = [
+        entry.name.removeprefix("torchvision:")
+        for entry in store.dataset_entries()
+        if not entry.embedded
+    ]
+    with st.container(border=True):
+        name = st.selectbox(
+            "Data set",
+            names,
+            index=None,
+            key="data_set",
+            accept_new_options=True,
+            placeholder="CIFAR10, FashionMNIST, ...",
+        )
+        root = st.text_input(
+            "Folder that holds it",
+            key="data_root",
+            help="What torchvision calls root. Nothing is downloaded.",
+        )
+        if st.button("Use these images", key="use_set", disabled=not (name and root)):
+            _use_data(space, f"torchvision:{name}:{root.strip()}")
+
+
+def _use_data(space: store.Workspace, name: str) -> None:
+    trial = space.choice.model_copy(update={"data": name})
+    try:
+        with st.spinner("Looking at the images"):
+            store.data_outline(trial)
+    except LimberError as error:
+        st.error(words.escape(words.sentence(error)))
+        return
+    space.choose(data=name)
+    st.rerun()
+
+
+def _preview(space: store.Workspace) -> None:
+    choice = space.choice
+    with st.spinner("Loading the network and the images", show_time=True):
+        data = store.data_outline(choice)
+        outline = store.model_outline(choice)
+        size = space.measure_options.image_size or outline.default_size
+        preprocessing = outline.preprocessing.model_copy(update={"image_size": size})
+        shown = store.images(choice, preprocessing, SHOWN_IMAGES)
+    st.caption("Above as stored, below as the network sees it")
+    with st.container(horizontal=True, gap="small"):
+        for image in shown:
+            with st.container(width=IMAGE_PX, gap="small"):
+                width, height = image.original_size
+                st.image(
+                    image.original_png,
+                    width=IMAGE_PX,
+                    alt=f"{image.label}, as stored, {width} by {height} pixels",
+                )
+                st.image(image.input_png, width=IMAGE_PX, alt=f"{image.label}, after preprocessing")
+                st.caption(words.escape(image.label))
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        st.markdown("**Images in each class**")
+        bars = len(data.classes) * max(1, len(data.counts))
+        height = min(560, 90 + BAR_PX * bars // 2 + BAR_PX * len(data.classes) // 2)
+        plot.plot(
+            charts.class_bars(data, dark=frame.is_dark()),
+            key="class_bars",
+            height=height,
+            alt=f"Bar chart of images in each of {len(data.classes)} classes",
+        )
+    with right:
+        st.markdown("**Preprocessing**")
+        st.write(words.escape(words.preprocessing_sentence(preprocessing)))
+        st.markdown("**Head**")
+        st.text(words.head_sentence(outline))
+        # What the outline says of the head stands above in more words.
+        notes = [*(note for note in outline.notes if " head " not in note), *data.notes]
+        if notes:
+            st.markdown("**Also**")
+            for note in notes:
+                st.text(note)
+        if data.citation:
+            with st.expander("Source of the images"):
+                st.text(data.citation)
+    frame.link("measure", "Next: measure this network on these images")
+
+
+page()

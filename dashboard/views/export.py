@@ -1,0 +1,241 @@
+"""Export: the plan in words and as JSON, the edited weights, a snippet for one's own trainer."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+import core
+from core.errors import LimberError, PlanError
+from core.records import ModelOutline, ReinitPlan, ReinitReceipt
+from dashboard import frame, store, words
+
+SNIPPETS = {
+    "timm": {"timm": "timm train.py", "torch": "Plain PyTorch"},
+    "embedded": {"timm": "timm train.py", "torch": "Plain PyTorch"},
+    "torchvision": {"torchvision": "torchvision references", "torch": "Plain PyTorch"},
+}
+JSON_PX = 360
+
+
+def page() -> None:
+    """Draw the page."""
+    space = store.current()
+    with st.spinner("Loading the network", show_time=True):
+        outline = store.model_outline(space.choice)
+    if space.picks.layers:
+        with frame.said():
+            plan = store.plan_from_picks(outline)
+            _words(plan, outline)
+            left, right = st.columns(2, gap="large")
+            with left:
+                _json(plan)
+            with right:
+                _weights(plan)
+                _snippet(plan)
+    else:
+        frame.waits_for(
+            "pick", "There is no plan yet. Pick at least one layer, or load a plan below."
+        )
+    _upload(space)
+
+
+def _words(plan: ReinitPlan, outline: ModelOutline) -> None:
+    size = store.size_of(outline, [target.layer for target in plan.targets])
+    st.subheader("The plan in words")
+    st.markdown(words.escape(words.plan_words(plan, outline.title, size.parameters, size.total)))
+    st.text(", ".join(target.layer for target in plan.targets))
+
+
+def _json(plan: ReinitPlan) -> None:
+    text = core.plan_json(plan)
+    st.subheader("As JSON")
+    st.download_button(
+        "Download plan.json",
+        text,
+        file_name="plan.json",
+        mime="application/json",
+        key="download_plan",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+    st.code(text, language="json", height=JSON_PX)
+
+
+def _weights(plan: ReinitPlan) -> None:
+    st.subheader("The weights, reset")
+    run = next(
+        (
+            run
+            for run in store.all_runs("apply")
+            if run.facts.get("plan_json") == core.plan_json(plan)
+        ),
+        None,
+    )
+    if run is None or run.state in ("failed", "stopped"):
+        if run is not None:
+            frame.outcome(run)
+        st.markdown("A safetensors file with the plan applied; everything else as it came.")
+        if st.button("Write the weights", key="apply_start"):
+            store.start_apply(plan)
+            st.rerun()
+        return
+
+    @store.guarded
+    def draw() -> None:
+        now = next((each for each in store.all_runs("apply") if each.id == run.id), None)
+        if now is None or (run.live and not now.live):
+            st.rerun()
+        if now.live:
+            frame.progress(now)
+            frame.stop_button(now, key="stop_apply")
+            return
+        _written(now)
+
+    st.fragment(draw, run_every=frame.LIVE_EVERY_S if run.live else None)()
+
+
+def _written(run: store.RunView) -> None:
+    path = run.folder / "reinit.safetensors"
+    if not path.is_file():
+        st.error("The weights were written but are no longer there. Write them again.")
+        return
+    st.download_button(
+        f"Download reinit.safetensors ({words.short(path.stat().st_size)}B)",
+        functools.partial(Path.read_bytes, path),
+        file_name="reinit.safetensors",
+        mime="application/octet-stream",
+        key="download_weights",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+    receipt = store.receipt_of(run)
+    if receipt is not None:
+        _receipt(receipt)
+
+
+def _receipt(receipt: ReinitReceipt) -> None:
+    st.text(
+        f"{receipt.parameters_touched:,} of {receipt.parameters_total:,} parameters were "
+        f"rewritten.\nState before {receipt.before_sha256[:16]}\n"
+        f"State after  {receipt.after_sha256[:16]}"
+    )
+    for warning in receipt.warnings:
+        st.warning(words.escape(warning))
+    with st.expander("What changed, tensor by tensor"):
+        st.dataframe(
+            pd.DataFrame(
+                [
+                    {
+                        "Tensor": change.name,
+                        "Entries": change.entries,
+                        "Changed": change.changed,
+                        "Relative change": change.relative_change,
+                        "Norm before": change.norm_before,
+                        "Norm after": change.norm_after,
+                    }
+                    for change in receipt.changes
+                ]
+            ),
+            hide_index=True,
+            key="receipt",
+            column_config={
+                "Tensor": st.column_config.TextColumn(pinned=True),
+                "Relative change": st.column_config.NumberColumn(
+                    format="%.3g",
+                    help="Size of the difference over the size before: 1.4 is a "
+                    "fresh draw of the same size.",
+                ),
+                "Norm before": st.column_config.NumberColumn(format="%.3g"),
+                "Norm after": st.column_config.NumberColumn(format="%.3g"),
+            },
+        )
+
+
+def _snippet(plan: ReinitPlan) -> None:
+    st.subheader("In your own trainer")
+    kinds = SNIPPETS[plan.model.source]
+    kind = st.segmented_control(
+        "Trainer",
+        tuple(kinds),
+        default=next(iter(kinds)),
+        required=True,
+        format_func=kinds.__getitem__,
+        key="snippet_kind",
+        label_visibility="collapsed",
+    )
+    text = core.snippet(plan, kind or next(iter(kinds)))
+    st.code(text, language="bash" if kind == "timm" else "python", wrap_lines=True)
+
+
+def _upload(space: store.Workspace) -> None:
+    st.subheader("Load a plan")
+    turn = st.session_state.setdefault("plan_upload_turn", 0)
+    file = st.file_uploader(
+        "plan.json",
+        type=["json"],
+        key=f"plan_upload_{turn}",
+        help="Brings its layers, scheme, seed and frozen layers back as the "
+        "present pick. Undo brings the old pick back.",
+    )
+    if file is None:
+        return
+    try:
+        plan = core.read_plan(file.getvalue().decode("utf-8"))
+        _take(space, plan)
+    except UnicodeDecodeError:
+        st.error(words.escape(f'"{file.name}" is not text. Give the plan.json that Limber wrote.'))
+        return
+    except LimberError as error:
+        st.error(words.escape(words.sentence(error)))
+        return
+    # A new key empties the uploader, so that the next run does not load the file again.
+    st.session_state["plan_upload_turn"] = turn + 1
+    store.notice(
+        "success", f"Plan {plan.name} is loaded: {words.count(len(plan.targets), 'layer')} picked."
+    )
+    st.rerun()
+
+
+def _take(space: store.Workspace, plan: ReinitPlan) -> None:
+    choice = space.choice
+    model = store.plan_model(plan)
+    changes = {
+        "model": model,
+        "weights": "none" if plan.model.weights == "none" else "pretrained",
+        "checkpoint": plan.model.checkpoint,
+    }
+    trial = choice.model_copy(update=changes)
+    outline = store.model_outline(trial)
+    core.check_plan(plan, outline)
+    schemes = {target.scheme.model_dump_json() for target in plan.targets}
+    seeds = {target.seed for target in plan.targets}
+    if len(schemes) > 1 or len(seeds) > 1:
+        raise PlanError(
+            "This plan uses more than one scheme or seed, which the page cannot show. "
+            "Use it from the command line: python -m core apply."
+        )
+    if trial != choice:
+        space.choose(**changes)
+    first = plan.targets[0] if plan.targets else None
+    space.change_picks(
+        layers=tuple(target.layer for target in plan.targets),
+        freeze=plan.freeze,
+        patterns=tuple(each for each in plan.patterns if each.syntax != "name"),
+        name=plan.name,
+        **(
+            {
+                "scheme": first.scheme.name,
+                "scheme_parameters": dict(first.scheme.parameters),
+                "seed": first.seed,
+            }
+            if first
+            else {}
+        ),
+    )
+
+
+page()

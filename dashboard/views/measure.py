@@ -1,0 +1,304 @@
+"""Measure: where the network went stiff for these images."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from core.records import LayerReport
+from dashboard import charts, frame, plot, store, words
+
+HEATMAP = "measure_heatmap"
+DETAIL = "detail_layer"
+UNIT_ROW_PX = 24
+FINDINGS_PX = 160
+
+
+def page() -> None:
+    """Draw the page."""
+    space = store.current()
+    run = store.live_run("measure")
+    stored = store.latest_diagnosis()
+    if run is not None:
+        _live(run)
+    else:
+        with st.spinner("Loading the network", show_time=True):
+            default_size = store.model_outline(space.choice).default_size
+        _form(space, default_size, measured=stored is not None)
+        last = next(iter(store.all_runs("measure")), None)
+        if last is not None and (stored is None or last.id != stored.run.id):
+            frame.outcome(last)
+    if stored is None:
+        if run is None:
+            st.caption(
+                "Nothing is measured yet. The network looks at so many of your images "
+                "once, forwards and backwards, beside a fresh network of the same shape. "
+                "With these numbers that takes a minute or so on a CPU; nothing is "
+                "trained or changed."
+            )
+        else:
+            # The shape of what will stand here, so that nothing jumps when it comes.
+            st.skeleton(FINDINGS_PX)
+            st.skeleton(charts.heatmap_height(len(words.MAIN_METRICS)))
+        return
+    _measured(space, stored)
+
+
+def _form(space: store.Workspace, default_size: int, *, measured: bool) -> None:
+    options = space.measure_options
+    outline = store.model_outline(space.choice)
+    multiple = outline.size_multiple
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            samples = st.number_input(
+                "Images",
+                2,
+                100_000,
+                options.samples,
+                32,
+                width=120,
+                key="measure_samples",
+                help=words.SAMPLES_HELP,
+            )
+            batch = st.number_input(
+                "Batch size",
+                2,
+                4096,
+                options.batch_size,
+                8,
+                width=120,
+                key="measure_batch",
+                help=words.BATCH_HELP,
+            )
+            size = st.number_input(
+                "Image size (px)",
+                multiple,
+                2048,
+                options.image_size or default_size,
+                multiple,
+                width=130,
+                key="measure_size",
+                help=words.SIZE_HELP,
+            )
+            device = st.selectbox(
+                "Device",
+                ("auto", "cpu", "cuda"),
+                width=110,
+                index=("auto", "cpu", "cuda").index(options.device),
+                key="measure_device",
+                help=words.DEVICE_HELP,
+            )
+            seed = st.number_input(
+                "Seed",
+                0,
+                2**31 - 1,
+                options.seed,
+                1,
+                width=110,
+                key="measure_seed",
+                help=words.SEED_HELP,
+            )
+            chosen = store.MeasureOptions(
+                samples=int(samples),
+                batch_size=int(batch),
+                device=device,
+                seed=int(seed),
+                image_size=None if int(size) == default_size else int(size),
+            )
+            space.set_measure(chosen)
+            if st.button(
+                "Measure again" if measured else "Measure",
+                key="measure_start",
+                type="secondary" if measured else "primary",
+            ):
+                store.start_measure(chosen)
+                st.rerun()
+        seconds = store.measure_seconds(chosen, default_size)
+        # An empty line keeps the place, so that nothing moves once there is an estimate.
+        st.caption(words.estimate(seconds) if seconds else "")
+
+
+def _live(run: store.RunView) -> None:
+    @store.guarded
+    def draw() -> None:
+        now = store.live_run("measure")
+        if now is None or now.id != run.id:
+            st.rerun()
+        with st.container(border=True):
+            frame.progress(now)
+            frame.stop_button(now, key="stop_measure")
+
+    st.fragment(draw, run_every=frame.LIVE_EVERY_S)()
+
+
+def _measured(space: store.Workspace, stored: store.Stored) -> None:
+    diagnosis = stored.diagnosis
+    header = diagnosis.header
+    stale = store.is_stale(diagnosis, space.choice)
+    if stale:
+        st.warning(
+            words.escape(
+                f"This was measured on {header.model_title} with {header.data_title}, before you "
+                "changed the network or the images. Measure again to see the present choice."
+            )
+        )
+    st.subheader("Findings")
+    frame.findings(diagnosis.findings, key="findings", disabled=stale)
+    if not diagnosis.findings:
+        st.markdown(
+            "Nothing stands out by the rules. The heatmap may still show where layers "
+            "differ from a fresh network."
+        )
+    measured = f"{header.model_title} on {header.data_title}: {words.measured_line(header)}"
+    st.caption("  \n".join(words.escape(line) for line in (measured, *header.notes)))
+
+    view, infos = frame.heatmap_controls("measure")
+    opened = _opened(stored)
+    known = {layer.name for layer in diagnosis.layers}
+    with frame.layers_scroll(len(diagnosis.layers)):
+        plot.plot(
+            charts.layer_heatmap(
+                diagnosis,
+                infos,
+                view=view,
+                dark=frame.is_dark(),
+                opened=opened,
+                picked=[name for name in space.picks.layers if name in known],
+            ),
+            key=HEATMAP,
+            height=charts.heatmap_height(len(infos)),
+            on_event=_open_layer,
+            hatch_missing=True,
+            alt=f"Heatmap of {len(infos)} metrics by {len(diagnosis.layers)} layers",
+        )
+    st.caption(
+        "Hatched: does not apply to that layer. Click a cell to open its layer below; "
+        "orange outlines are the layers you picked, a dotted one the open layer."
+    )
+    _detail(space, stored)
+    with st.expander("What the metrics mean"):
+        _glossary()
+
+
+@store.act
+def _open_layer() -> None:
+    event = plot.read_event(HEATMAP)
+    if event is not None:
+        st.session_state[DETAIL] = event.names[0]
+        st.toast(words.escape(f"{event.names[0]} is open below"))
+
+
+def _opened(stored: store.Stored) -> str:
+    names = [layer.name for layer in stored.diagnosis.layers]
+    if st.session_state.get(DETAIL) not in names:
+        st.session_state[DETAIL] = next(
+            (name for finding in stored.diagnosis.findings for name in finding.layers), names[0]
+        )
+    return str(st.session_state[DETAIL])
+
+
+def _detail(space: store.Workspace, stored: store.Stored) -> None:
+    diagnosis = stored.diagnosis
+    names = [layer.name for layer in diagnosis.layers]
+    st.subheader("One layer")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Layer", names, key=DETAIL, width=360)
+        picked = name in space.picks.layers
+        st.button(
+            "Take out of the pick" if picked else "Add to the pick",
+            key="detail_pick",
+            on_click=_toggle,
+            args=(name,),
+            disabled=store.is_stale(diagnosis, space.choice),
+        )
+    layer = diagnosis.layer(name)
+    if layer is None:
+        return
+    st.text(_layer_line(layer))
+    unit_infos = [info for info in store.metric_infos() if info.level == "unit"]
+    figures = store.units_of(stored).get(name, {})
+    shown = [info for info in unit_infos if info.name in figures]
+    if shown:
+        plot.plot(
+            charts.unit_heatmap(figures, shown, dark=frame.is_dark()),
+            key="unit_heatmap",
+            height=110 + 2 * UNIT_ROW_PX * len(shown),
+            hatch_missing=True,
+            alt=f"Heatmap of {len(shown)} metrics by unit of the layer, the fresh twin below each",
+        )
+        widest = max(figures[info.name][0].size for info in shown)
+        if widest > charts.UNIT_COLUMNS:
+            st.caption(
+                f"{widest:,} units in {charts.UNIT_COLUMNS} columns; each shows its stiffest unit."
+            )
+    else:
+        st.caption("This layer has no figures by unit.")
+    st.dataframe(
+        _numbers(layer),
+        hide_index=True,
+        key="detail_numbers",
+        height="content",
+        column_config={
+            "Metric": st.column_config.TextColumn(pinned=True, width="medium"),
+            "n": st.column_config.NumberColumn(
+                help="What the figure was computed over: rows for activations, batches for "
+                "gradients, entries for weights.",
+                format="localized",
+            ),
+            "How to read it": st.column_config.TextColumn(width="large"),
+        },
+    )
+
+
+@store.act
+def _toggle(name: str) -> None:
+    space = store.current()
+    layers = space.picks.layers
+    space.change_picks(
+        layers=tuple(each for each in layers if each != name) if name in layers else (*layers, name)
+    )
+
+
+def _layer_line(layer: LayerReport) -> str:
+    parts = [layer.type, f"{layer.parameters:,} parameters"]
+    if layer.units is not None:
+        parts.append(words.count(layer.units, "unit"))
+    if layer.activation_type:
+        parts.append(f"feeds {layer.activation_type}")
+    if layer.head:
+        parts.append("the new head")
+    return ", ".join(parts)
+
+
+def _numbers(layer: LayerReport) -> pd.DataFrame:
+    rows = []
+    for info in store.metric_infos():
+        value, twin = layer.metrics.get(info.name), layer.twin_metrics.get(info.name)
+        if info.level != "layer" or value is None:
+            continue
+        missing = value.value is None
+        rows.append(
+            {
+                "Metric": info.title,
+                "Value": "not applicable" if missing else words.figure(value.value),
+                "Fresh twin": words.figure(twin.value if twin else None),
+                "Against the twin": words.beside_twin(value.value, twin.value if twin else None),
+                "n": None if missing else value.n,
+                "How to read it": value.reason if missing else info.reads,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _glossary() -> None:
+    infos = store.metric_infos()
+    tabs = st.tabs(list(words.FAMILIES.values()))
+    for tab, family in zip(tabs, words.FAMILIES, strict=True):
+        with tab:
+            for info in infos:
+                if info.family == family:
+                    st.markdown(f"##### {words.escape(info.title)}")
+                    st.markdown(words.metric_help(info))
+
+
+page()

@@ -1,0 +1,336 @@
+"""Pick: which layers to reset, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+import core
+from core.records import Diagnosis, ModelOutline, Pattern
+from dashboard import charts, frame, plot, store, words
+
+HEATMAP = "pick_heatmap"
+TABLE = "pick_table"
+TABLE_PX = 430
+
+
+def page() -> None:
+    """Draw the page."""
+    space = store.current()
+    with st.spinner("Loading the network", show_time=True):
+        outline = store.model_outline(space.choice)
+    _drop_unknown(space, outline)
+    stored = store.latest_diagnosis()
+    diagnosis = None
+    if stored is not None and not store.is_stale(stored.diagnosis, space.choice):
+        diagnosis = stored.diagnosis
+
+    size = store.size_of(outline, space.picks.layers)
+    st.subheader("What the pick touches")
+    st.markdown(
+        words.escape(words.touch_sentence(size.layers, size.tensors, size.parameters, size.total))
+    )
+    if set(outline.head) & set(space.picks.layers) and not outline.own_head:
+        st.caption("The head is new already and the same in every arm, so a plan leaves it out.")
+    if diagnosis is not None:
+        frame.findings(diagnosis.findings, key="findings")
+    _pattern_row(outline)
+    _picture(space, outline, diagnosis)
+    _table(space, outline, diagnosis)
+    _how(space)
+    _next(space)
+
+
+def _drop_unknown(space: store.Workspace, outline: ModelOutline) -> None:
+    known = {layer.name for layer in outline.layers}
+    picks = space.picks
+    if not known.issuperset((*picks.layers, *picks.freeze)):
+        space.change_picks(
+            layers=tuple(name for name in picks.layers if name in known),
+            freeze=tuple(name for name in picks.freeze if name in known),
+        )
+
+
+def _pattern_row(outline: ModelOutline) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox(
+            "Pick by",
+            tuple(words.SYNTAXES),
+            format_func=words.SYNTAXES.__getitem__,
+            key="pattern_syntax",
+            width=190,
+        )
+        st.text_input(
+            "Pattern", key="pattern_text", placeholder="blocks.5*", width=280, help=words.GLOB_HELP
+        )
+        for action, help_text in (
+            ("Add", "Add the layers that match."),
+            ("Remove", "Take the layers that match out of the pick."),
+            ("Only", "Pick the layers that match and no others."),
+            ("Freeze", "Keep the layers that match from training."),
+            ("Unfreeze", "Let the layers that match train again."),
+        ):
+            st.button(
+                action,
+                key=f"pattern_{action.lower()}",
+                on_click=_by_pattern,
+                args=(outline, action),
+                help=help_text,
+            )
+
+
+@store.act
+def _by_pattern(outline: ModelOutline, action: str) -> None:
+    text = str(st.session_state.get("pattern_text", "")).strip()
+    syntax = st.session_state.get("pattern_syntax", "glob")
+    if not text:
+        store.notice("info", "Type a pattern first, for example blocks.5*.")
+        return
+    names = core.match_layers(outline, text, syntax=syntax)
+    space = store.current()
+    picks = space.picks
+    pattern = Pattern(text=text, syntax=syntax)
+    order = [layer.name for layer in outline.layers]
+
+    def ordered(chosen: set[str]) -> tuple[str, ...]:
+        return tuple(name for name in order if name in chosen)
+
+    if action == "Add":
+        patterns = tuple(dict.fromkeys((*picks.patterns, pattern)))
+        space.change_picks(layers=ordered({*picks.layers, *names}), patterns=patterns)
+    elif action == "Remove":
+        space.change_picks(layers=ordered(set(picks.layers) - set(names)))
+    elif action == "Only":
+        space.change_picks(layers=ordered(set(names)), patterns=(pattern,))
+    elif action == "Freeze":
+        space.change_picks(freeze=ordered({*picks.freeze, *names}))
+    else:
+        space.change_picks(freeze=ordered(set(picks.freeze) - set(names)))
+    st.toast(f"{words.count(len(names), 'layer')} matched")
+
+
+def _picture(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis | None) -> None:
+    picked = space.picks.layers
+    if diagnosis is None:
+        with frame.layers_scroll(len(outline.layers)):
+            plot.plot(
+                charts.layer_strip(outline, picked=picked, dark=frame.is_dark()),
+                key=HEATMAP,
+                height=charts.heatmap_height(2),
+                on_event=_on_cells,
+                alt=f"Strip of {len(outline.layers)} layers in forward order, by size",
+            )
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(
+                "Not measured with this network and these images yet. Measuring adds a "
+                "row for each metric here, and its columns in the table.",
+                width="content",
+            )
+            frame.link("measure", "Measure")
+        return
+    view, infos = frame.heatmap_controls("pick")
+    with frame.layers_scroll(len(diagnosis.layers)):
+        plot.plot(
+            charts.layer_heatmap(diagnosis, infos, view=view, picked=picked, dark=frame.is_dark()),
+            key=HEATMAP,
+            height=charts.heatmap_height(len(infos)),
+            on_event=_on_cells,
+            hatch_missing=True,
+            alt=f"Heatmap of {len(infos)} metrics by {len(diagnosis.layers)} layers; a click picks",
+        )
+    st.caption(
+        "Click a cell to pick its layer or let it go; hold Shift or drag a box to add "
+        "several. The same layers are ticked in the table."
+    )
+
+
+@store.act
+def _on_cells() -> None:
+    event = plot.read_event(HEATMAP)
+    if event is None:
+        return
+    layers = store.current().picks.layers
+    new = [name for name in event.names if name not in layers]
+    if event.kind == "click" and not event.additive and not new:
+        _set_layers(tuple(name for name in layers if name not in event.names))
+    else:
+        _set_layers((*layers, *new))
+
+
+@store.act
+def _set_layers(layers: tuple[str, ...]) -> None:
+    space = store.current()
+    outline, _ = store.outline_if_ready(space.choice)
+    # Forward order, however they were picked: the same pick is then the same plan.
+    order = {layer.name: layer.index for layer in outline.layers} if outline else {}
+    kept = tuple(sorted(dict.fromkeys(layers), key=lambda name: order.get(name, len(order))))
+    space.change_picks(layers=kept, patterns=space.picks.patterns if kept else ())
+
+
+def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis | None) -> None:
+    picks = space.picks
+    names = [layer.name for layer in outline.layers]
+    rows = [place for place, name in enumerate(names) if name in set(picks.layers)]
+    # The pick is the authority: whatever changed it, the ticks follow before the table is drawn.
+    st.session_state[TABLE] = {"selection": {"rows": rows}}
+    frozen = set(picks.freeze)
+    columns: dict[str, Sequence[object]] = {
+        "Layer": names,
+        "Frozen": [name in frozen for name in names],
+        "Type": [layer.type for layer in outline.layers],
+        "Stage": [layer.stage for layer in outline.layers],
+        "Shape": [
+            words.shape(max(layer.parameters, key=lambda each: each.count).shape)
+            for layer in outline.layers
+        ],
+        "Parameters": [layer.count for layer in outline.layers],
+    }
+    config = {
+        "Layer": st.column_config.TextColumn(pinned=True, width="medium"),
+        "Frozen": st.column_config.CheckboxColumn(width="small", help=words.FREEZE_HELP),
+        "Parameters": st.column_config.NumberColumn(format="localized"),
+    }
+    if diagnosis is not None:
+        infos = {info.name: info for info in store.metric_infos()}
+        for metric in words.MAIN_METRICS:
+            if metric not in infos:
+                continue
+            info = infos[metric]
+            title = info.title.split(" (")[0]
+            values: list[float | None] = []
+            for name in names:
+                report = diagnosis.layer(name)
+                if report is None:
+                    values.append(None)
+                elif info.unit == "share":
+                    found = report.metrics.get(metric)
+                    values.append(found.value if found else None)
+                else:
+                    values.append(report.ratio(metric))
+            if info.unit == "share":
+                config[title] = st.column_config.ProgressColumn(
+                    min_value=0, max_value=1, format="percent", help=words.metric_help(info)
+                )
+                columns[title] = values
+            else:
+                title = f"{title}, ratio"
+                config[title] = st.column_config.NumberColumn(
+                    format="%.3g", help="Value over the fresh twin's. " + words.metric_help(info)
+                )
+                columns[title] = values
+    st.dataframe(
+        pd.DataFrame(columns),
+        hide_index=True,
+        key=TABLE,
+        on_select=_on_rows,
+        height=TABLE_PX,
+        selection_mode="multi-row",
+        column_config=config,
+        alt="Layers in forward order; ticked rows are picked",
+    )
+
+
+@store.act
+def _on_rows() -> None:
+    space = store.current()
+    outline, _ = store.outline_if_ready(space.choice)
+    if outline is None:
+        return
+    rows = st.session_state[TABLE]["selection"]["rows"]
+    layers = tuple(layer.name for place, layer in enumerate(outline.layers) if place in set(rows))
+    if set(layers) != set(space.picks.layers):
+        _set_layers(layers)
+
+
+def _how(space: store.Workspace) -> None:
+    picks = space.picks
+    infos = {info.name: info for info in store.scheme_infos()}
+    if picks.scheme not in infos:
+        space.change_picks(scheme=next(iter(infos)), scheme_parameters={})
+        picks = space.picks
+    info = infos[picks.scheme]
+    # As with the table: the workspace is the authority, so that undo reaches these fields too.
+    st.session_state.update(
+        {"scheme": picks.scheme, "pick_seed": picks.seed, "plan_name": picks.name}
+    )
+    st.subheader("New values")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox(
+            "Scheme",
+            list(infos),
+            key="scheme",
+            width=300,
+            help=words.SCHEME_HELP,
+            format_func=lambda name: infos[name].title,
+            on_change=_on_scheme,
+        )
+        for name, default in info.parameters.items():
+            key = f"scheme_{name}"
+            st.session_state[key] = float(picks.scheme_parameters.get(name, default))
+            st.number_input(
+                name,
+                key=key,
+                width=150,
+                format="%g",
+                step=0.05,
+                on_change=_on_parameter,
+                args=(name,),
+            )
+        st.number_input(
+            "Seed",
+            0,
+            2**31 - 1,
+            step=1,
+            key="pick_seed",
+            width=120,
+            on_change=_on_field,
+            args=("pick_seed", "seed"),
+            help="The same seed gives the same new values on any machine.",
+        )
+        st.text_input(
+            "Name of the plan",
+            key="plan_name",
+            width=200,
+            max_chars=60,
+            on_change=_on_field,
+            args=("plan_name", "name"),
+            help=words.PLAN_NAME_HELP,
+        )
+    st.caption(words.escape(f"{info.description} Source: {info.source}"))
+
+
+@store.act
+def _on_scheme() -> None:
+    store.current().change_picks(scheme=st.session_state["scheme"], scheme_parameters={})
+
+
+@store.act
+def _on_parameter(name: str) -> None:
+    space = store.current()
+    space.change_picks(
+        scheme_parameters={
+            **space.picks.scheme_parameters,
+            name: float(st.session_state[f"scheme_{name}"]),
+        }
+    )
+
+
+@store.act
+def _on_field(key: str, field: str) -> None:
+    value = st.session_state[key]
+    if field == "name":
+        value = value.strip() or "plan"
+    store.current().change_picks(**{field: value})
+
+
+def _next(space: store.Workspace) -> None:
+    if not space.picks.layers:
+        return
+    with st.container(horizontal=True):
+        frame.link("watch", "Next: watch it against the untouched network")
+        frame.link("export", "Export the plan")
+
+
+page()

@@ -1,0 +1,277 @@
+"""Watch: short fine-tunes of the plan beside the untouched network."""
+
+from __future__ import annotations
+
+import time
+
+import pandas as pd
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from core.compare import compare
+from core.errors import LimberError
+from core.records import ABComparison, ArmCurve, ArmDifference, ModelOutline
+from dashboard import charts, frame, plot, store, words
+
+CURVE_PX = 340
+RUN_KEY = "watched_run"
+
+
+def page() -> None:
+    """Draw the page."""
+    space = store.current()
+    live = store.live_run("finetune")
+    past = store.all_runs("finetune")
+    if not space.picks.layers and not past:
+        frame.waits_for(
+            "pick",
+            "There is no plan yet. Pick at least one layer; then its reset "
+            "can be watched against the untouched network.",
+        )
+        return
+    if live is None and space.picks.layers:
+        with st.spinner("Loading the network", show_time=True):
+            outline = store.model_outline(space.choice)
+        with st.expander("Start a fine-tune", expanded=not past, key="start_finetune_box"):
+            _form(space, outline)
+    elif live is None:
+        frame.link("pick", "Pick layers to start another fine-tune")
+    if not past:
+        st.caption(
+            "Two curves will stand here: training loss and validation accuracy of the "
+            "untouched network, of your plan, and of a random pick of the same size."
+        )
+        return
+    _watch(past)
+
+
+def _form(space: store.Workspace, outline: ModelOutline) -> None:
+    kept = space.train_options or store.train_defaults(outline, store.data_outline(space.choice))
+    multiple = outline.size_multiple
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        steps = st.number_input("Steps", 1, 100_000, kept.steps, 10, key="train_steps", width=110)
+        seeds = st.text_input(
+            "Seeds",
+            ", ".join(map(str, kept.seeds)),
+            key="train_seeds",
+            width=120,
+            help=words.SEEDS_HELP,
+        )
+        lr = st.number_input(
+            "Learning rate",
+            0.0,
+            10.0,
+            kept.lr,
+            format="%g",
+            key="train_lr",
+            width=130,
+            step=1e-4,
+            help=words.LR_HELP,
+        )
+        batch = st.number_input(
+            "Batch size", 2, 4096, kept.batch_size, 8, key="train_batch", width=110
+        )
+        size = st.number_input(
+            "Image size (px)",
+            multiple,
+            2048,
+            kept.image_size,
+            multiple,
+            key="train_size",
+            width=120,
+            help=words.SIZE_HELP,
+        )
+        train_images = st.number_input(
+            "Training images", 2, 10_000_000, kept.train_images, 64, key="train_images", width=130
+        )
+        val_images = st.number_input(
+            "Validation images", 2, 10_000_000, kept.val_images, 64, key="val_images", width=130
+        )
+        every = st.number_input(
+            "Look every (steps)",
+            1,
+            100_000,
+            kept.eval_every,
+            5,
+            key="train_every",
+            width=130,
+            help=words.EVAL_HELP,
+        )
+        device = st.selectbox(
+            "Device",
+            ("auto", "cpu", "cuda"),
+            key="train_device",
+            width=100,
+            index=("auto", "cpu", "cuda").index(kept.device),
+            help=words.DEVICE_HELP,
+        )
+    control = st.checkbox(
+        "Random control of the same size",
+        kept.random_control,
+        key="train_control",
+        help=words.CONTROL_HELP,
+    )
+    size_now = store.size_of(outline, space.picks.layers)
+    st.text(
+        f"{space.picks.name}: "
+        + words.touch_sentence(
+            size_now.layers, size_now.tensors, size_now.parameters, size_now.total
+        )
+    )
+    options = None
+    with frame.said():
+        options = store.TrainOptions(
+            steps=int(steps),
+            batch_size=int(batch),
+            seeds=_seeds(seeds),
+            lr=float(lr),
+            eval_every=int(every),
+            image_size=int(size),
+            train_images=int(train_images),
+            val_images=int(val_images),
+            device=device,
+            random_control=control,
+        )
+    seconds = store.finetune_seconds(options) if options else None
+    st.caption(words.estimate(seconds) if seconds else "")
+    if st.button("Start", type="primary", key="train_start", disabled=not options) and options:
+        with frame.said():
+            plan = store.plan_from_picks(outline)
+            st.session_state[RUN_KEY] = store.start_finetune(options, plan)
+            st.rerun()
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(dict.fromkeys(int(part) for part in text.replace(",", " ").split()))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0:
+        raise LimberError(
+            f'Seeds "{text}" cannot be read. Give whole numbers from 0, with '
+            "commas between them: 0, 1, 2."
+        )
+    return seeds
+
+
+def _watch(past: tuple[store.RunView, ...]) -> None:
+    titles = {run.id: _title(run) for run in past}
+    if st.session_state.get(RUN_KEY) not in titles:
+        st.session_state[RUN_KEY] = past[0].id
+    if len(past) > 1:
+        st.selectbox("Run", list(titles), key=RUN_KEY, format_func=titles.__getitem__)
+    else:
+        st.text(titles[past[0].id])
+    wanted = st.session_state[RUN_KEY]
+    shown = next(run for run in past if run.id == wanted)
+
+    @store.guarded
+    def draw() -> None:
+        now = next((run for run in store.all_runs("finetune") if run.id == wanted), None)
+        if now is None or (shown.live and not now.live):
+            st.rerun()
+        _run(now)
+
+    st.fragment(draw, run_every=frame.LIVE_EVERY_S if shown.live else None, key=wanted)()
+
+
+def _title(run: store.RunView) -> str:
+    facts = run.facts
+    when = time.strftime("%d %b %H:%M", time.localtime(run.created))
+    layers = words.count(len(facts.get("layers", [])), "layer")
+    return (
+        f"{when}  {facts.get('plan', 'plan')} on {facts.get('title', '')}: {layers}, "
+        f"{facts.get('steps')} steps, {words.count(len(facts.get('seeds', [])), 'seed')}, "
+        f"{words.RUN_STATES[run.state]}"
+    )
+
+
+def _run(run: store.RunView) -> None:
+    if run.live:
+        with st.container(border=True):
+            frame.progress(run)
+            frame.stop_button(run, key="stop_finetune")
+    else:
+        frame.outcome(run)
+    curves = run.curves()
+    comparison = _compare(curves)
+    st.subheader("Verdict so far" if run.live else "Verdict")
+    st.markdown(
+        words.escape(
+            comparison.sentence
+            if comparison
+            else "No step is done yet."
+            if run.live
+            else "There is nothing to compare: no arm got far enough."
+        )
+    )
+    if comparison is not None:
+        for caveat in comparison.caveats:
+            st.caption(words.escape(caveat))
+    steps = run.facts.get("steps")
+    left, right = st.columns(2)
+    drawn: tuple[tuple[DeltaGenerator, charts.Curve, str], ...] = (
+        (left, "train_loss", "Training loss"),
+        (right, "val_accuracy", "Validation accuracy"),
+    )
+    for place, measure, title in drawn:
+        with place:
+            plot.plot(
+                charts.curve_figure(curves, measure, last_step=steps, dark=frame.is_dark()),
+                key=f"curve_{measure}_{run.id}",
+                height=CURVE_PX,
+                alt=f"{title} over steps, one line an arm",
+            )
+    st.caption(words.BAND_NOTE)
+    if curves:
+        _arms(curves, comparison)
+
+
+def _compare(curves: tuple[ArmCurve, ...]) -> ABComparison | None:
+    if len({curve.arm for curve in curves}) < 2:
+        return None
+    try:
+        return compare(curves)
+    except LimberError:
+        # Too early: an arm has no evaluation in common with the control yet.
+        return None
+
+
+def _arms(curves: tuple[ArmCurve, ...], comparison: ABComparison | None) -> None:
+    rows = []
+    differences: dict[tuple[str, str], ArmDifference] = {}
+    for each in comparison.differences if comparison else ():
+        differences[each.arm, each.measure] = each
+    for arm in charts.arm_order(curves):
+        line = charts.spark(curves, arm)
+        row: dict[str, object] = {
+            "Arm": arm,
+            "Seeds": len({curve.seed for curve in curves if curve.arm == arm}),
+            "Accuracy": line,
+            "Last": line[-1] if line else None,
+        }
+        for measure, title in words.DIFFERENCES.items():
+            found = differences.get((arm, measure))
+            row[title] = words.difference(found) if found else ""
+        found = differences.get((arm, "final_val_accuracy"))
+        row["Verdict"] = found.verdict if found else ""
+        rows.append(row)
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        key="arms",
+        column_config={
+            "Arm": st.column_config.TextColumn(pinned=True),
+            "Accuracy": st.column_config.LineChartColumn(
+                help="Validation accuracy over the run, mean over seeds."
+            ),
+            "Last": st.column_config.NumberColumn(format="percent"),
+            **{
+                title: st.column_config.TextColumn(help=words.DIFFERENCE_HELP[measure])
+                for measure, title in words.DIFFERENCES.items()
+            },
+        },
+    )
+
+
+page()

@@ -1,0 +1,352 @@
+"""Labels, units, help texts and sentences. Percent exists only here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from core.errors import LimberError
+from core.records import ArmDifference, DiagnosisHeader, ModelOutline, Preprocessing, ReinitPlan
+
+if TYPE_CHECKING:
+    from core.metrics import MetricInfo
+
+NO_VALUE = "\N{EN DASH}"
+
+NO_DOWNLOAD = "Ready, no download"
+
+FAMILIES = {"gradient": "Gradients", "activation": "Activations", "weight": "Weights"}
+
+# The rows a person sees first: the three families, the least of each that says something.
+MAIN_METRICS = (
+    "grad_l2",
+    "relative_grad_norm",
+    "saturated_fraction",
+    "dead_fraction",
+    "dormant_fraction",
+    "weight_l2",
+    "effective_rank",
+)
+
+METRIC_CHOICES = {"main": "Main", **FAMILIES, "all": "All"}
+
+VIEWS: dict[Literal["value", "twin", "ratio"], str] = {
+    "value": "Value",
+    "twin": "Fresh twin",
+    "ratio": "Ratio to twin",
+}
+
+# In ratios, a share below this counts as this.
+LEAST_SHARE = 0.01
+
+VIEW_HELP = (
+    "**Value**: what was measured. **Fresh twin**: the same architecture with its own random "
+    "initialisation, on the same images. **Ratio**: value over twin; 1 means no different from "
+    "a network that has learnt nothing yet. In ratios, shares below 1 % count as 1 %."
+)
+
+KINDS = {"conv": "Convolutions", "linear": "Linear", "norm": "Norms", "other": "Other"}
+
+RUN_TITLES = {"measure": "Measuring", "finetune": "Fine-tuning", "apply": "Writing weights"}
+
+RUN_STATES = {
+    "queued": "waiting",
+    "running": "running",
+    "stopping": "stopping",
+    "done": "done",
+    "stopped": "stopped",
+    "failed": "failed",
+}
+
+DEVICE_HELP = "auto takes a GPU when there is one. Figures are computed in float32 on either."
+
+SAMPLES_HELP = (
+    "How many training images are looked at, drawn with the seed and balanced over the classes. "
+    "More give steadier figures and take longer in proportion."
+)
+
+BATCH_HELP = (
+    "Images in one pass. Gradients are averaged over batches, so a smaller batch gives more of "
+    "them; a larger one needs more memory."
+)
+
+SIZE_HELP = (
+    "Side of the square the network sees, in pixels. Smaller is faster in proportion to the "
+    "area; the first number is chosen to keep a run on a CPU short."
+)
+
+SEED_HELP = "Which images are drawn, and the values of the new head and of the fresh twin."
+
+SEEDS_HELP = (
+    "One run of every arm for each. A seed fixes the new head and the order of batches, the "
+    "same for all arms, so that they can be compared in pairs. Three or more give an interval."
+)
+
+LR_HELP = (
+    "Highest learning rate. A baseline that learns slowly makes any disturbance look like a "
+    "speed-up: compare at a rate at which the untouched network learns well."
+)
+
+CONTROL_HELP = (
+    "Also resets as many layers of the same kinds drawn at random. If that does as well as your "
+    "pick, your pick was not the reason."
+)
+
+EVAL_HELP = "Steps between two looks at the validation images."
+
+SCHEME_HELP = "Where the new values of the picked layers come from."
+
+PLAN_NAME_HELP = "The name of this plan's arm in curves and files."
+
+GLOB_HELP = (
+    "Names take `*` and `?`: `blocks.5*` is all of that stage, `*.conv_pw` every pointwise "
+    "convolution. Switch to regular expressions, or to types such as `Conv2d`."
+)
+
+FREEZE_HELP = "Frozen layers keep their values during fine-tuning. Resetting is separate from it."
+
+BAND_NOTE = (
+    "Lines are means over seeds, bands reach from the lowest to the highest seed; loss is "
+    "smoothed over a few steps."
+)
+
+DIFFERENCES = {
+    "final_val_accuracy": "Final accuracy",
+    "mean_val_accuracy": "Mean accuracy",
+    "loss_gain": "Loss gain",
+}
+
+DIFFERENCE_HELP = {
+    "final_val_accuracy": "Arm minus control at the last evaluation, paired by seed, in "
+    "percentage points, with its 95 % interval.",
+    "mean_val_accuracy": "Arm minus control, mean over all evaluations: faster learning shows "
+    "here. In percentage points, with its 95 % interval.",
+    "loss_gain": "Control's training loss minus the arm's, mean over steps, in nats: positive "
+    "is better. With its 95 % interval.",
+}
+
+PAGE_WAYS = {
+    "give the file with --checkpoint": "give the file under Your checkpoint",
+    "use --weights none": "switch on Random weights",
+    "Use --device auto or cpu": "Take auto or cpu as the device",
+    "with python -m core list models": "in the search field",
+    "See python -m core list models": "See the search field",
+}
+
+SYNTAXES = {"glob": "Names with *", "regex": "Regular expression", "type": "Layer type"}
+
+
+def sentence(error: LimberError) -> str:
+    """Return an error's sentence with the page's own ways out in place of the command line's."""
+    text = str(error)
+    for option, place in PAGE_WAYS.items():
+        text = text.replace(option, place)
+    return text
+
+
+def escape(text: str) -> str:
+    """Return the text so that markdown shows it as it is: no links, no images, no emphasis."""
+    escaped = re.sub(r"([\\`*_{}\[\]()<>#+!|~$:^=-])", r"\\\1", text)
+    return re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", escaped.replace("\n", " "))
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """Return "1 layer", "3 layers", "1,200 images"."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def short(number: float) -> str:
+    """Return a count in three digits or so: 512, 31 k, 4.65 M."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g} {letter}"
+    return f"{number:.0f}"
+
+
+def estimate(seconds: float) -> str:
+    """Return a time to expect, and what the guess rests on."""
+    return f"About {duration(seconds)}, judging by the last run of this network here."
+
+
+def percent(fraction: float) -> str:
+    """Return a share in percent, without pretending to more digits than help."""
+    if math.isnan(fraction):
+        return NO_VALUE
+    if 0 < fraction < 0.001:
+        return "under 0.1 %"
+    return f"{100 * fraction:.1f} %" if fraction < 0.1 else f"{100 * fraction:.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return "4 s", "1 min 20 s", "2 h 5 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def figure(value: float | None) -> str:
+    """Return a measured number in three significant digits, or a dash."""
+    if value is None:
+        return NO_VALUE
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    return f"{value:.2e}"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """Return "32 x 3 x 3 x 3"."""
+    return " \N{MULTIPLICATION SIGN} ".join(str(size) for size in sizes) or "scalar"
+
+
+def metric_help(info: MetricInfo) -> str:
+    """Return a metric's meaning, formula, advice and source as markdown."""
+    parts = [escape(info.reads), f"**Formula** `{info.formula.replace('`', '')}`"]
+    if info.unit not in ("", "1"):
+        parts.append(f"**Unit** {escape(info.unit)}")
+    parts.append(f"**What to do** {escape(info.advice)}")
+    if info.applies_to:
+        parts.append(f"**Applies to** {escape(info.applies_to)}")
+    parts.append(f"**Source** {escape(info.source)}")
+    return "\n\n".join(parts)
+
+
+def beside_twin(value: float | None, twin: float | None) -> str:
+    """Return how a value stands to its twin's, in words."""
+    if value is None or twin is None:
+        return ""
+    if twin == 0 or value == 0 or (value < 0) != (twin < 0):
+        return "same" if value == twin else ""
+    ratio = value / twin
+    if 0.95 <= ratio <= 1.05:
+        return "about the same"
+    larger = max(ratio, 1 / ratio)
+    factor = f"{larger:.2g}" if larger < 100 else "over 100"
+    return f"{factor} times" if ratio >= 1 else f"{factor} times less"
+
+
+def plan_line(layers: int, touched: int, total: int, scheme: str) -> str:
+    """Return the plan in one line."""
+    if not layers:
+        return "No layer picked"
+    return f"{count(layers, 'layer')}, {short(touched)} of {short(total)} weights, {scheme} init"
+
+
+def touch_sentence(layers: int, tensors: int, touched: int, total: int) -> str:
+    """Return what a pick would touch, before anything happens."""
+    if not layers:
+        return "Nothing is picked, so nothing would change."
+    share = percent(touched / total) if total else NO_VALUE
+    return (
+        f"{count(layers, 'layer')} with {count(tensors, 'tensor')}: {touched:,} of {total:,} "
+        f"parameters, {share} of the network."
+    )
+
+
+def preprocessing_sentence(preprocessing: Preprocessing) -> str:
+    """Return in words what happens to an image."""
+    size = preprocessing.image_size
+    mean = ", ".join(f"{value:g}" for value in preprocessing.mean)
+    std = ", ".join(f"{value:g}" for value in preprocessing.std)
+    return (
+        f"The shorter side is resized to {size} pixels ({preprocessing.interpolation}), the "
+        f"centre is cropped to {size} by {size}. Values go to 0 to 1, then the mean ({mean}) is "
+        f"taken off and they are divided by the deviation ({std}), channel by channel."
+    )
+
+
+def head_sentence(outline: ModelOutline) -> str:
+    """Return what happens to the head."""
+    names = ", ".join(outline.head) or "none"
+    if outline.own_head:
+        return f"The head ({names}) stays as it came with the weights: {outline.classes} classes."
+    if outline.pretrained_classes:
+        return (
+            f"The head ({names}) of {outline.pretrained_classes} classes is replaced by a new, "
+            f"random one for the {outline.classes} classes of your data."
+        )
+    if outline.pretrained_classes == 0:
+        return (
+            f"The weights come without a head; a new, random one ({names}) for the "
+            f"{outline.classes} classes of your data is added."
+        )
+    return f"A new, random head ({names}) for the {outline.classes} classes is put on."
+
+
+def measured_line(header: DiagnosisHeader) -> str:
+    """Return what a measurement was taken on; every figure carries its n, dtype and device."""
+    return (
+        f"{count(header.samples, 'image')} in {count(header.batches, 'batch', 'batches')}, "
+        f"{header.image_size} px, {header.dtype} on {header.device_name or header.device}, "
+        f"seed {header.seed}, {duration(header.wall_s)}"
+    )
+
+
+def plan_words(plan: ReinitPlan, title: str, touched: int, total: int) -> str:
+    """Return a plan as plain sentences."""
+    schemes = sorted({target.scheme.name for target in plan.targets})
+    seeds = sorted({target.seed for target in plan.targets})
+    share = percent(touched / total) if total else NO_VALUE
+    buffers = sum(len(target.buffers) for target in plan.targets)
+    lines = [
+        f"Take {title} for {count(plan.model.classes, 'class', 'classes')} "
+        f"({plan.model.weights} weights, state {plan.model.backbone_sha256[:12]}).",
+        f"Reset {count(len(plan.targets), 'layer')}, {touched:,} of {total:,} parameters "
+        f"({share}), to new values by the scheme {', '.join(schemes) or NO_VALUE} with seed "
+        f"{', '.join(map(str, seeds)) or NO_VALUE}.",
+    ]
+    if buffers:
+        lines.append(
+            f"{count(buffers, 'buffer')} (running statistics that described the old weights) "
+            "go along."
+        )
+    if plan.freeze:
+        lines.append(f"Keep {count(len(plan.freeze), 'layer')} frozen while training.")
+    return " ".join(lines)
+
+
+def progress_line(
+    kind: str,
+    phase: str,
+    done: int,
+    total: int,
+    unit: str,
+    eta_s: float | None,
+    queue_place: int,
+    state: str,
+) -> str:
+    """Return what a live run does now, with the time left where it is known."""
+    if state == "queued":
+        return (
+            f"Waiting for {count(queue_place, 'run')} before this one"
+            if queue_place
+            else ("Starting")
+        )
+    if state == "stopping":
+        return "Stopping"
+    parts = [phase[:1].upper() + phase[1:] if phase else RUN_TITLES.get(kind, kind)]
+    if total:
+        parts.append(f"{done:,} of {total:,} {unit}".rstrip())
+    if eta_s is not None and total:
+        parts.append(f"about {duration(eta_s)} left")
+    return ", ".join(parts)
+
+
+def difference(found: ArmDifference) -> str:
+    """Return a difference with its interval: "+1.2 (-0.4 to +2.8)"."""
+    scale, digits = (1.0, 3) if found.measure == "loss_gain" else (100.0, 1)
+
+    def signed(value: float) -> str:
+        return f"{scale * value:+.{digits}f}"
+
+    if found.low is None or found.high is None:
+        return signed(found.mean)
+    return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"

@@ -1,0 +1,39 @@
+"""What every test gets."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read by torch and numpy when they load, here and in the workers that a test starts. Setting the
+# threads through torch would import it for tests that do without.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "2")
+
+# A time limit for a single example fails on a busy machine and shows nothing.
+settings.register_profile("limber", settings.default, deadline=None)
+settings.load_profile("limber")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_random_state() -> None:
+    """Start every test from the same random state, so that its outcome knows no order."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def limber_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that takes the place of the user's own."""
+    home = tmp_path / "limber"
+    home.mkdir()
+    monkeypatch.setenv("LIMBER_HOME", str(home))
+    return home

@@ -1,0 +1,118 @@
+"""The steps a person takes through the dashboard, for the browser tests and the screenshots."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from playwright.sync_api import Locator, Page, expect
+
+# A worker starts by importing torch; on a busy machine that alone takes a while.
+PATIENCE_MS = 300_000
+
+# Where a heatmap's cell lies on the page, and whose it is. The component's own cell finder is
+# for the keyboard; this reads Plotly's axes, so that both would have to be wrong together.
+CELL = """([figure, column, row]) => {
+  const { _fullLayout: layout, data } = figure;
+  const trace = data.find((each) => each.type === "heatmap");
+  const { xaxis, yaxis } = layout;
+  const box = figure.getBoundingClientRect();
+  const at = (axis, place, values) => axis.c2p(
+    axis.type === "category" ? place : values ? values[place] : place);
+  const custom = trace.customdata[row][column];
+  return {
+    x: box.left + xaxis._offset + at(xaxis, column, trace.x),
+    y: box.top + yaxis._offset + at(yaxis, row, trace.y),
+    name: Array.isArray(custom) ? custom[0] : custom,
+  };
+}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a heatmap: where it is on the page and which layer it stands for."""
+
+    x: float
+    y: float
+    name: str
+
+
+def go(page: Page, title: str) -> None:
+    """Open a step through the navigation and wait until it is drawn."""
+    page.get_by_role("link", name=title, exact=True).first.click()
+    page.wait_for_url(re.compile(rf"/{title.lower()}|/\?"), timeout=PATIENCE_MS)
+    settled(page)
+
+
+def settled(page: Page) -> None:
+    """Wait until no script runs, and fail on an error that reached the page."""
+    # A live page never rests for long: the status is only there while a whole script runs.
+    page.wait_for_function(
+        "() => !document.querySelector('[data-testid=stStatusWidgetRunningIcon]')"
+        " && !document.querySelector('[data-testid=stSpinner]')",
+        timeout=PATIENCE_MS,
+    )
+    assert page.locator("[data-testid=stException]").count() == 0, page.inner_text("body")
+
+
+def fill(page: Page, label: str, value: str) -> None:
+    """Type into the field of that label and leave it."""
+    field = page.get_by_label(label, exact=True).locator("visible=true").first
+    field.fill(value)
+    field.press("Tab")
+    settled(page)
+
+
+def measure(page: Page, *, images: int) -> None:
+    """Measure the present choice on so many images and wait for the findings."""
+    go(page, "Measure")
+    fill(page, "Images", str(images))
+    page.get_by_role("button", name=re.compile("^Measure")).locator("visible=true").first.click()
+    expect(page.get_by_role("button", name="Stop").first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_role("heading", name="Findings")).to_be_visible(timeout=PATIENCE_MS)
+    settled(page)
+
+
+def heatmap(page: Page) -> Locator:
+    """Return the first drawn heatmap of the page."""
+    found = page.locator(".js-plotly-plot:has(.heatmaplayer .hm)").first
+    expect(found).to_be_visible(timeout=PATIENCE_MS)
+    return found
+
+
+def cell(page: Page, *, column: int, row: int = 0) -> Cell:
+    """Return where a heatmap's cell is, scrolled into view."""
+    figure = heatmap(page)
+    figure.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    found = page.evaluate(CELL, [figure.element_handle(), column, row])
+    return Cell(**found)
+
+
+def click_cell(page: Page, *, column: int, row: int = 0, shift: bool = False) -> str:
+    """Click a heatmap's cell and return the name of its layer."""
+    target = cell(page, column=column, row=row)
+    if shift:
+        page.keyboard.down("Shift")
+    page.mouse.click(target.x, target.y)
+    if shift:
+        page.keyboard.up("Shift")
+    settled(page)
+    return target.name
+
+
+def plan_line(page: Page) -> str:
+    """Return what the sidebar says of the plan."""
+    return page.locator("[data-testid=stSidebar]").inner_text()
+
+
+def choose_by_name(page: Page, name: str) -> None:
+    """Ask for a timm or torchvision network by name on the first page."""
+    page.get_by_text("timm, torchvision", exact=True).locator("visible=true").first.click()
+    settled(page)
+    box = page.get_by_role("combobox", name=re.compile("Name")).locator("visible=true").first
+    box.click()
+    box.fill(name)
+    page.get_by_role("option").filter(has_text=name).first.click()
+    settled(page)
+    page.get_by_role("button", name="Use this network").click()

@@ -1,0 +1,467 @@
+"""The slow truth: every figure of a measurement again, in float64, with plain autograd.
+
+Nothing here watches a network. Each forward pass of the zoo is written out by hand and hands out
+what it computes on the way; each activation is its formula; each figure is its definition, row by
+row where that is the plainest. Nothing comes from the rooms that are checked against it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SATURATION_EPS = 0.01
+DORMANT_TAU = 0.025
+NEAR_ZERO = 1e-3
+
+Formula = Callable[[Tensor], Tensor]
+
+
+def relu(z: Tensor) -> Tensor:
+    return torch.where(z > 0, z, torch.zeros_like(z))
+
+
+def relu6(z: Tensor) -> Tensor:
+    return torch.where(z >= 6, torch.full_like(z, 6.0), relu(z))
+
+
+def hardswish(z: Tensor) -> Tensor:
+    return z * relu6(z + 3) / 6
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-z))
+
+
+def tanh(z: Tensor) -> Tensor:
+    return 2 * sigmoid(2 * z) - 1
+
+
+def silu(z: Tensor) -> Tensor:
+    return z * sigmoid(z)
+
+
+def gelu(z: Tensor) -> Tensor:
+    return z * (1 + torch.erf(z / math.sqrt(2))) / 2
+
+
+def gelu_tanh(z: Tensor) -> Tensor:
+    return z * (1 + tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+
+
+def softplus(z: Tensor) -> Tensor:
+    return torch.log1p(torch.exp(z))
+
+
+def mish(z: Tensor) -> Tensor:
+    return z * tanh(softplus(z))
+
+
+def elu(z: Tensor) -> Tensor:
+    return torch.where(z > 0, z, torch.exp(z) - 1)
+
+
+# Those that are exactly 0 over a half-line.
+RECTIFIERS = frozenset({relu, relu6})
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """What one layer feeds: its formula, pre-activation z, output h and the axis of the units."""
+
+    formula: Formula
+    z: Tensor
+    h: Tensor
+    axis: int
+
+
+@dataclass(slots=True)
+class Pass:
+    """One forward pass as it is written down: logits at the end, what was fed on the way."""
+
+    fed: dict[str, Fed] = field(default_factory=dict)
+
+    def feed(self, layer: str, formula: Formula, z: Tensor, *, axis: int) -> Tensor:
+        h = formula(z)
+        self.fed[layer] = Fed(formula, z, h, axis)
+        return h
+
+
+def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Patches times weights, one group after another."""
+    (kernel, _), (stride, _), (padding, _) = conv.kernel_size, conv.stride, conv.padding
+    padded = nn.functional.pad(x, (padding, padding, padding, padding))
+    patches = padded.unfold(2, kernel, stride).unfold(3, kernel, stride)
+    inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    parts = []
+    for group in range(conv.groups):
+        taken = patches[:, group * inputs : (group + 1) * inputs]
+        weight = conv.weight[group * outputs : (group + 1) * outputs]
+        parts.append(torch.einsum("nihwkl,oikl->nohw", taken, weight))
+    out = torch.cat(parts, dim=1)
+    return out if conv.bias is None else out + conv.bias.view(1, -1, 1, 1)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return torch.einsum("...i,oi->...o", x, layer.weight) + layer.bias
+
+
+def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """By the batch's own statistics, whatever mode the module is in."""
+    mean = x.mean((0, 2, 3), keepdim=True)
+    variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
+    shape = (1, -1, 1, 1)
+    scaled = (x - mean) / torch.sqrt(variance + norm.eps)
+    return scaled * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+def attention(attn: nn.Module, x: Tensor) -> Tensor:
+    """Head by head: softmax(q k' / sqrt(d)) v."""
+    width = x.shape[-1]
+    size = width // attn.heads
+    q, k, v = linear(attn.qkv, x).split(width, dim=-1)
+    mixed = []
+    for head in range(attn.heads):
+        own = slice(head * size, (head + 1) * size)
+        scores = torch.exp(q[..., own] @ k[..., own].transpose(1, 2) / math.sqrt(size))
+        mixed.append(scores / scores.sum(-1, keepdim=True) @ v[..., own])
+    return linear(attn.proj, torch.cat(mixed, dim=-1))
+
+
+def residual_cnn(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = run.feed("stem", relu, batch_norm(m.norm, convolution(m.stem, x)), axis=1)
+    block = m.block
+    z = batch_norm(block.norm1, convolution(block.conv1, x))
+    out = run.feed("block.conv1", relu, z, axis=1)
+    out = batch_norm(block.norm2, convolution(block.conv2, out)) + x
+    return linear(m.head, run.feed("block.conv2", relu, out, axis=1).mean((2, 3)))
+
+
+def depthwise(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = run.feed("depthwise", relu6, batch_norm(m.norm1, convolution(m.depthwise, x)), axis=1)
+    squeezed = convolution(m.squeeze.reduce, x.mean((2, 3), keepdim=True))
+    squeezed = run.feed("squeeze.reduce", relu, squeezed, axis=1)
+    gate = convolution(m.squeeze.expand, squeezed)
+    x = x * run.feed("squeeze.expand", sigmoid, gate, axis=1)
+    z = batch_norm(m.norm2, convolution(m.pointwise, x))
+    return linear(m.head, run.feed("pointwise", hardswish, z, axis=1).mean((2, 3)))
+
+
+def vit(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    patches = convolution(m.patch, x)
+    n, width, height, breadth = patches.shape
+    tokens = [m.cls_token.expand(n, 1, width)]
+    tokens += [
+        patches[:, :, row, column].unsqueeze(1)
+        for row in range(height)
+        for column in range(breadth)
+    ]
+    x = torch.cat(tokens, dim=1) + m.pos_embed
+    for i, block in enumerate(m.blocks):
+        x = x + attention(block.attn, layer_norm(block.norm1, x))
+        z = linear(block.mlp.fc1, layer_norm(block.norm2, x))
+        x = x + linear(block.mlp.fc2, run.feed(f"blocks.{i}.mlp.fc1", gelu, z, axis=2))
+    return linear(m.head, layer_norm(m.norm, x)[:, 0])
+
+
+def functional(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = run.feed("first", relu, convolution(m.first, x), axis=1)
+    x = run.feed("second", relu, convolution(m.second, x), axis=1)
+    x = run.feed("third", relu, linear(m.third, x.mean((2, 3))), axis=1)
+    return linear(m.head, run.feed("inner.lin", silu, linear(m.inner.lin, x), axis=1))
+
+
+def frozen(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = run.feed("first", tanh, convolution(m.first, x), axis=1).mean((2, 3))
+    x = run.feed("second", elu, linear(m.second, x), axis=1)
+    return linear(m.head, run.feed("third", sigmoid, linear(m.third, x), axis=1))
+
+
+def tied(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = run.feed("left", tanh, linear(m.left, x.flatten(1)), axis=1)
+    x = 2 * run.feed("right", silu, linear(m.right, x), axis=1)
+    # A layer that runs twice is reported on by the activation behind its first run.
+    x = run.feed("loop", softplus, linear(m.loop, x), axis=1)
+    return linear(m.head, softplus(linear(m.loop, x)))
+
+
+def frozen_norm(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = run.feed("first", relu, batch_norm(m.norm, convolution(m.first, x)), axis=1)
+    z = convolution(m.second, x)
+    shape = (1, -1, 1, 1)
+    z = (z - m.fixed.running_mean.view(shape)) / torch.sqrt(m.fixed.running_var.view(shape))
+    return linear(m.head, run.feed("second", gelu_tanh, z, axis=1).mean((2, 3)))
+
+
+def tuple_net(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = x.flatten(1)
+    z = torch.einsum("ni,oi->no", x, m.pair.weight)
+    return linear(m.head, torch.cat([run.feed("pair", mish, z, axis=1), x], dim=1))
+
+
+def pre_activation(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    z = batch_norm(m.norm, convolution(m.conv, x) + convolution(m.skip, x))
+    return linear(m.head, run.feed("norm", relu, z, axis=1).mean((2, 3)))
+
+
+FORWARDS: Mapping[str, Callable[[nn.Module, Tensor, Pass], Tensor]] = {
+    "residual_cnn": residual_cnn,
+    "depthwise": depthwise,
+    "vit": vit,
+    "functional": functional,
+    "frozen": frozen,
+    "tied": tied,
+    "frozen_norm": frozen_norm,
+    "tuple": tuple_net,
+    "pre_activation": pre_activation,
+}
+
+
+@dataclass(slots=True)
+class Truth:
+    """What a measurement should say; None where a metric does not apply.
+
+    Attributes:
+        loss: Mean cross-entropy over all samples.
+        metrics: Layer to metric to (figure or None, what it was counted over).
+        units: Layer to metric to (units,) float64.
+        edge_distance: How far the nearest pre-activation is from where a count would jump.
+    """
+
+    loss: float
+    metrics: dict[str, dict[str, tuple[float | None, int]]]
+    units: dict[str, dict[str, np.ndarray]]
+    edge_distance: float
+
+
+def truth(
+    module: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    forward: Callable[[nn.Module, Tensor, Pass], Tensor],
+    layers: Iterable[str],
+) -> Truth:
+    """Return every figure of these layers, from a float64 copy of the network."""
+    module = copy.deepcopy(module).double()
+    main = {name: _main_parameter(module, name) for name in layers}
+    losses: list[np.ndarray] = []
+    batch_gradients: dict[str, list[np.ndarray]] = {name: [] for name in main}
+    z_rows: dict[str, list[Tensor]] = {}
+    h_rows: dict[str, list[Tensor]] = {}
+    g_rows: dict[str, list[Tensor]] = {}
+    formulas: dict[str, Formula] = {}
+    sizes: list[int] = []
+    for inputs, labels in batches:
+        run = Pass()
+        logits = forward(module, inputs.double(), run)
+        each_loss = _cross_entropy(logits, labels)
+        losses.append(each_loss.detach().numpy())
+        sizes.append(len(inputs))
+        for name, parameter in main.items():
+            if parameter.requires_grad:
+                gradient = _gradient(each_loss.mean(), parameter)
+                batch_gradients[name].append(gradient.numpy())
+        for name, fed in run.fed.items():
+            formulas[name] = fed.formula
+            z_rows.setdefault(name, []).append(_rows(fed.z, fed.axis))
+            h_rows.setdefault(name, []).append(_rows(fed.h, fed.axis))
+            if fed.h.requires_grad:
+                # The sum over samples: where none meets another, the gradient at a row of one
+                # sample is that of its own loss alone.
+                gradient = _gradient(each_loss.sum(), fed.h)
+                g_rows.setdefault(name, []).append(_rows(gradient, fed.axis))
+    metrics: dict[str, dict[str, tuple[float | None, int]]] = {}
+    units: dict[str, dict[str, np.ndarray]] = {}
+    edge_distance = math.inf
+    for name, parameter in main.items():
+        weight = parameter.detach().numpy()
+        figures, per_unit = _weight_truth(weight)
+        more, arrays = _gradient_truth(weight, batch_gradients[name], sizes)
+        figures |= more
+        per_unit |= arrays
+        if name in formulas:
+            z, h = torch.cat(z_rows[name]), torch.cat(h_rows[name])
+            gradient = torch.cat(g_rows[name]) if name in g_rows else None
+            more, arrays = _activation_truth(formulas[name], z, h, gradient)
+            edge_distance = min(edge_distance, _edge_distance(formulas[name], z))
+        else:
+            more, arrays = dict.fromkeys(ACTIVATION_NAMES, (None, 0)), {}
+        metrics[name] = figures | more
+        units[name] = per_unit | arrays
+    return Truth(float(np.concatenate(losses).mean()), metrics, units, edge_distance)
+
+
+ACTIVATION_NAMES = (
+    "unit_grad_mean_abs_mean",
+    "grad_dormant_fraction",
+    "saturated_fraction",
+    "dead_fraction",
+    "dormant_fraction",
+    "activation_mean_abs",
+    "sign_entropy",
+)
+
+
+def slope(formula: Formula, z: Tensor) -> Tensor:
+    """Return f'(z) elementwise, by autograd of the formula."""
+    leaf = z.detach().clone().requires_grad_(True)
+    return torch.autograd.grad(formula(leaf).sum(), leaf)[0]
+
+
+def _main_parameter(module: nn.Module, layer: str) -> nn.Parameter:
+    own = dict(module.named_parameters(remove_duplicate=False))
+    if layer in own:
+        return own[layer]
+    inside = [own[f"{layer}.{key}"] for key in ("weight", "bias") if f"{layer}.{key}" in own]
+    return max(inside, key=lambda parameter: parameter.numel())
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    chosen = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return torch.log(torch.exp(logits).sum(1)) - chosen
+
+
+def _gradient(loss: Tensor, of: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(of) if gradient is None else gradient
+
+
+def _rows(tensor: Tensor, axis: int) -> Tensor:
+    """Fold to (rows, units)."""
+    return tensor.detach().movedim(axis, -1).reshape(-1, tensor.shape[axis])
+
+
+def _matrix(weight: np.ndarray) -> np.ndarray:
+    return weight.reshape(len(weight), -1)
+
+
+def _weight_truth(
+    weight: np.ndarray,
+) -> tuple[dict[str, tuple[float | None, int]], dict[str, np.ndarray]]:
+    n = weight.size
+    centred = weight - weight.mean()
+    variance = (centred**2).mean()
+    figures: dict[str, tuple[float | None, int]] = {
+        "weight_l2": (math.sqrt((weight**2).sum()), n),
+        "weight_mean": (weight.mean(), n),
+        "weight_std": (math.sqrt(variance), n),
+        "near_zero_fraction": ((np.abs(weight) < NEAR_ZERO).mean(), n),
+        "weight_kurtosis": (
+            ((centred**4).mean() / variance**2 - 3, n) if np.ptp(weight) > 0 else (None, 0)
+        ),
+        "stable_rank": (None, 0),
+        "effective_rank": (None, 0),
+    }
+    if weight.ndim == 1:
+        return figures, {}
+    matrix = _matrix(weight)
+    if min(matrix.shape) > 1:
+        # Singular values by another way than the decomposition: eigenvalues of the smaller
+        # product of the matrix with itself.
+        small = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+        s = np.sqrt(np.clip(np.linalg.eigvalsh(small), 0.0, None))
+        share = s[s > 0] / s.sum() if s.sum() > 0 else np.ones(0)
+        figures["stable_rank"] = ((s**2).sum() / (s**2).max() if s.max() > 0 else 0.0, n)
+        figures["effective_rank"] = (
+            math.exp(-(share * np.log(share)).sum()) if len(share) else 0.0,
+            n,
+        )
+    return figures, {"unit_weight_l2": np.sqrt((matrix**2).sum(1))}
+
+
+def _gradient_truth(
+    weight: np.ndarray, batch_gradients: list[np.ndarray], sizes: list[int]
+) -> tuple[dict[str, tuple[float | None, int]], dict[str, np.ndarray]]:
+    names = ("grad_l2", "grad_mean_abs", "relative_grad_norm", "weight_grad_mean_abs", "grad_snr")
+    if not batch_gradients:
+        return dict.fromkeys(names, (None, 0)), {}
+    samples = sum(sizes)
+    mean = sum(size * each for size, each in zip(sizes, batch_gradients, strict=True)) / float(
+        samples
+    )
+    norm = math.sqrt((mean**2).sum())
+    weight_norm = math.sqrt((weight**2).sum())
+    figures: dict[str, tuple[float | None, int]] = {
+        "grad_l2": (norm, samples),
+        "grad_mean_abs": (np.abs(mean).mean(), samples),
+        "weight_grad_mean_abs": (np.abs(weight * mean).mean(), samples),
+        "relative_grad_norm": (norm / weight_norm, samples) if weight_norm > 0 else (None, 0),
+        "grad_snr": (None, 0),
+    }
+    if len(sizes) > 1:
+        # Batches weigh as many samples as they hold; for equal ones this is the sample variance.
+        noise = sum(
+            size / samples * ((each - mean) ** 2).sum()
+            for size, each in zip(sizes, batch_gradients, strict=True)
+        ) * (len(sizes) / (len(sizes) - 1))
+        if noise > 0:
+            figures["grad_snr"] = (norm / math.sqrt(noise), len(sizes))
+    per_unit = {"unit_grad_l2": np.sqrt((_matrix(mean) ** 2).sum(1))} if mean.ndim > 1 else {}
+    return figures, per_unit
+
+
+def _activation_truth(
+    formula: Formula, z: Tensor, h: Tensor, gradient: Tensor | None
+) -> tuple[dict[str, tuple[float | None, int]], dict[str, np.ndarray]]:
+    rows = len(z)
+    flat = (slope(formula, z).abs() < SATURATION_EPS).numpy()
+    size = h.abs().numpy().mean(0)
+    positive = (z > 0).numpy().mean(0)
+    figures: dict[str, tuple[float | None, int]] = {
+        "saturated_fraction": (flat.mean(), rows),
+        "dormant_fraction": (_dormant(size), rows),
+        "activation_mean_abs": (size.mean(), rows),
+        "sign_entropy": (np.mean([_entropy(p) for p in positive]), rows),
+        "dead_fraction": (
+            ((h.numpy() == 0).all(0).mean(), rows) if formula in RECTIFIERS else (None, 0)
+        ),
+        "unit_grad_mean_abs_mean": (None, 0),
+        "grad_dormant_fraction": (None, 0),
+    }
+    per_unit = {
+        "unit_saturated_fraction": flat.mean(0),
+        "unit_mean_abs": size,
+        "unit_dormant_score": size / size.mean() if size.any() else np.zeros_like(size),
+    }
+    if gradient is not None:
+        asked = gradient.abs().numpy().mean(0)
+        figures["unit_grad_mean_abs_mean"] = (asked.mean(), rows)
+        figures["grad_dormant_fraction"] = (_dormant(asked), rows)
+        per_unit["unit_grad_mean_abs"] = asked
+    return figures, per_unit
+
+
+def _dormant(size: np.ndarray) -> float:
+    if not size.any():
+        return 1.0
+    return float(np.mean([each / size.mean() <= DORMANT_TAU for each in size]))
+
+
+def _entropy(p: float) -> float:
+    return -sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
+
+
+def _edge_distance(formula: Formula, z: Tensor) -> float:
+    """The largest power of ten by which every z may move with no count changing."""
+
+    def counts(moved: Tensor) -> tuple[Tensor, Tensor]:
+        return moved > 0, slope(formula, moved).abs() < SATURATION_EPS
+
+    signs, flat = counts(z)
+    for exponent in range(-1, -9, -1):
+        step = 10.0**exponent
+        nearby = [counts(z + step), counts(z - step)]
+        if all(torch.equal(s, signs) and torch.equal(f, flat) for s, f in nearby):
+            return step
+    return 0.0

@@ -1,0 +1,192 @@
+"""The whole way through in a real browser, on the embedded network and images."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests import journey
+from tests.browser import ServedApp, open_page, serve_app
+
+pytestmark = pytest.mark.browser
+
+# A proxy that refuses at once: the same "no network" on every machine.
+NO_NETWORK = {
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "http_proxy": "http://127.0.0.1:9",
+    "https_proxy": "http://127.0.0.1:9",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedApp]:
+    with serve_app(tmp_path_factory.mktemp("browser") / "home", env=NO_NETWORK) as served:
+        yield served
+
+
+def _start_finetune(page: Page, *, steps: int) -> None:
+    journey.fill(page, "Steps", str(steps))
+    journey.fill(page, "Seeds", "0, 1")
+    journey.fill(page, "Batch size", "8")
+    journey.fill(page, "Image size (px)", "64")
+    journey.fill(page, "Training images", "32")
+    journey.fill(page, "Validation images", "16")
+    journey.fill(page, "Look every (steps)", "2")
+    page.get_by_role("button", name="Start", exact=True).click()
+    stop = page.locator("section.stMain, [data-testid=stMain]").get_by_role("button", name="Stop")
+    expect(stop.first).to_be_visible(timeout=journey.PATIENCE_MS)
+
+
+def _points(page: Page) -> int:
+    return int(
+        page.evaluate(
+            "() => [...document.querySelectorAll('.js-plotly-plot')].flatMap((each) => each.data)"
+            ".reduce((sum, trace) => sum + (trace.y?.length ?? 0), 0)"
+        )
+    )
+
+
+@pytest.mark.timeout(1500)
+def test_the_whole_way_through_open_measure_pick_watch_export(
+    app: ServedApp, tmp_path: Path
+) -> None:
+    with open_page(app.url) as page:
+        sidebar = page.locator("[data-testid=stSidebar]")
+        expect(sidebar).to_contain_text("EfficientNet-Lite0", timeout=journey.PATIENCE_MS)
+        expect(sidebar).to_contain_text("BloodMNIST")
+        journey.settled(page)
+        assert page.locator("img").count() >= 4, "no sample images on the first page"
+
+        journey.measure(page, images=32)
+
+        journey.go(page, "Pick")
+        first = journey.click_cell(page, column=20)
+        expect(sidebar).to_contain_text("1 layer,")
+        second = journey.click_cell(page, column=24, shift=True)
+        expect(sidebar).to_contain_text("2 layers,")
+        assert first != second
+
+        third = journey.click_cell(page, column=30, shift=True)
+        expect(sidebar).to_contain_text("3 layers,")
+        sidebar.get_by_role("button", name=re.compile("Undo")).click()
+        expect(sidebar).to_contain_text("2 layers,")
+        assert third not in (first, second)
+
+        journey.go(page, "Watch")
+        _start_finetune(page, steps=6)
+        expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=journey.PATIENCE_MS)
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.js-plotly-plot')]"
+            ".some((each) => each.data?.some((trace) => trace.y?.length > 0))",
+            timeout=journey.PATIENCE_MS,
+        )
+        early = _points(page)
+        page.reload()
+        expect(page.locator("body")).to_contain_text("Verdict", timeout=journey.PATIENCE_MS)
+        expect(sidebar).to_contain_text("2 layers,", timeout=journey.PATIENCE_MS)
+        expect(page.get_by_role("heading", name="Verdict", exact=True)).to_be_visible(
+            timeout=journey.PATIENCE_MS
+        )
+        page.wait_for_timeout(1500)
+        assert _points(page) > early, "the curves did not move"
+        body = page.inner_text("[data-testid=stMain]")
+        assert "against the control" in body
+        assert "random control" in body
+
+        journey.go(page, "Export")
+        with page.expect_download() as download:
+            page.get_by_role("button", name=re.compile("Download plan.json")).click()
+        file = tmp_path / "plan.json"
+        download.value.save_as(file)
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        schema = json.loads(
+            (Path(__file__).parent.parent / "assets" / "plan.schema.json").read_text("utf-8")
+        )
+        jsonschema.validate(plan, schema)
+        assert {target["layer"] for target in plan["targets"]} == {first, second}
+
+        journey.go(page, "Pick")
+        sidebar.get_by_role("button", name="Clear").click()
+        expect(sidebar).to_contain_text("No layer picked")
+        journey.go(page, "Export")
+        page.locator("input[type=file]").first.set_input_files(file)
+        expect(sidebar).to_contain_text("2 layers,", timeout=journey.PATIENCE_MS)
+
+        page.get_by_role("button", name="Write the weights").click()
+        with page.expect_download(timeout=journey.PATIENCE_MS) as download:
+            page.get_by_role("button", name=re.compile("Download reinit.safetensors")).click(
+                timeout=journey.PATIENCE_MS
+            )
+        weights = tmp_path / "reinit.safetensors"
+        download.value.save_as(weights)
+        assert weights.stat().st_size > 10_000_000
+    assert "Traceback" not in app.log(), app.log()
+
+
+@pytest.mark.timeout(900)
+def test_stop_ends_a_fine_tune_at_once_and_keeps_what_was_done(app: ServedApp) -> None:
+    with open_page(app.url) as page:
+        sidebar = page.locator("[data-testid=stSidebar]")
+        expect(sidebar).to_contain_text("EfficientNet-Lite0", timeout=journey.PATIENCE_MS)
+        journey.go(page, "Pick")
+        journey.fill(page, "Pattern", "blocks.5.0.*")
+        page.get_by_role("button", name="Add", exact=True).click()
+        expect(sidebar).to_contain_text("6 layers,", timeout=journey.PATIENCE_MS)
+        journey.go(page, "Watch")
+        _start_finetune(page, steps=5000)
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.js-plotly-plot')]"
+            ".some((each) => each.data?.some((trace) => trace.y?.length > 0))",
+            timeout=journey.PATIENCE_MS,
+        )
+        begun = time.monotonic()
+        sidebar.get_by_role("button", name="Stop").click()
+        expect(page.locator("[data-testid=stMain]")).to_contain_text(
+            "Stopped. What was finished before is kept.", timeout=30_000
+        )
+        # Stop file, then a signal after 3 s, then the end after 5 s: longer is no stop.
+        assert time.monotonic() - begun < 15
+        assert _points(page) > 0
+
+
+@pytest.mark.timeout(600)
+def test_without_a_network_missing_weights_give_one_sentence_in_seconds(app: ServedApp) -> None:
+    with open_page(app.url) as page:
+        expect(page.locator("[data-testid=stSidebar]")).to_contain_text(
+            "EfficientNet-Lite0", timeout=journey.PATIENCE_MS
+        )
+        journey.settled(page)
+        journey.choose_by_name(page, "timm:resnet18")
+        begun = time.monotonic()
+        expect(page.locator("[data-testid=stMain]")).to_contain_text(
+            "are not on this machine", timeout=30_000
+        )
+        assert time.monotonic() - begun < 5
+        expect(page.locator("[data-testid=stSidebar]")).to_contain_text("EfficientNet-Lite0")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_every_page_fits_the_window(app: ServedApp, width: int, height: int, dark: bool) -> None:
+    with open_page(app.url, width=width, height=height, dark=dark) as page:
+        page.wait_for_selector("[data-testid=stMain] [data-testid=stVerticalBlock]")
+        journey.settled(page)
+        for title in ("choose", "measure", "pick", "watch", "export"):
+            page.goto(f"{app.url}/{title}" if title != "choose" else app.url)
+            page.wait_for_selector("[data-testid=stMain] [data-testid=stVerticalBlock]")
+            journey.settled(page)
+            overflow = page.evaluate(
+                "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert overflow <= 0, f"{title} is {overflow} px wider than the window"
