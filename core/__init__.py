@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "core.compare": ("compare",),
+    "core.compare": ("compare_curves",),
     "core.export": ("read_curves", "snippet"),
     "core.initialisers": ("list_schemes",),
     "core.load": (
@@ -48,7 +48,7 @@ _HOMES = {
 _HOME_OF = {verb: home for home, verbs in _HOMES.items() for verb in verbs}
 
 if TYPE_CHECKING:
-    from core.compare import compare
+    from core.compare import compare_curves
     from core.export import read_curves, snippet
     from core.initialisers import list_schemes
     from core.load import (
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_plan",
-    "compare",
+    "compare_curves",
     "diagnose",
     "list_datasets",
     "list_metrics",

@@ -141,7 +141,11 @@ def activation_of(
 ) -> Activation | None:
     """Return which activation a call is, or None when it is none we know."""
     read = FUNCTIONS.get(function)
-    return None if read is None else read(args, kwargs)
+    if read is None:
+        return None
+    found = read(args, kwargs)
+    # torch.nn.ReLU6 computes itself as this hardtanh; people know it by its own name.
+    return Activation("relu6") if found == Activation("hardtanh", (0.0, 6.0)) else found
 
 
 def derivative(activation: Activation, z: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 Measure = Literal["final_val_accuracy", "mean_val_accuracy", "loss_gain"]
 
 
-def compare(curves: Sequence[ArmCurve], *, control: str = CONTROL) -> ABComparison:
+def compare_curves(curves: Sequence[ArmCurve], *, control: str = CONTROL) -> ABComparison:
     """Compare every arm with the control, paired by seed.
 
     Only steps that both arms of a pair have taken count, so an unfinished run can be compared.

@@ -174,6 +174,7 @@ class _Weights:
         self.wanted = list(unique.values())
         self._place = {key: i for i, key in enumerate(unique)}
         self._sums = [torch.zeros_like(each) for each in self.wanted]
+        self._reached = [False] * len(self.wanted)
         self._squares = [
             torch.zeros((), dtype=torch.float64, device=each.device) for each in self.wanted
         ]
@@ -183,6 +184,7 @@ class _Weights:
         with torch.no_grad():
             for i, gradient in enumerate(gradients):
                 if gradient is not None:
+                    self._reached[i] = True
                     self._sums[i].add_(gradient, alpha=rows)
                     self._squares[i] += rows * gradient.double().pow(2).sum()
 
@@ -198,6 +200,9 @@ class _Weights:
         i = self._place.get(id(self._main[layer]))
         if i is None:
             reason = "the layer is frozen: it gets no gradient"
+            return figures | _missing(_GRADIENT_NAMES, reason), per_unit
+        if not self._reached[i]:
+            reason = "no gradient reaches the layer: the loss does not depend on it"
             return figures | _missing(_GRADIENT_NAMES, reason), per_unit
         mean = self._sums[i] / samples
         figures |= _gradient_figures(weight, mean, float(self._squares[i]), samples, batches)

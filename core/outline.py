@@ -67,7 +67,8 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
     names = {each: name for name, each in module.named_modules()}
     # Keyed by identity, with the tensor kept alive so that no identity is used twice.
     origin: dict[int, tuple[Tensor, str]] = {}
-    last: list[str] = []
+    last: list[tuple[str, torch.Size]] = []
+    owners = {name for name, each in module.named_modules() if each._parameters}
 
     def ran(name: str, each: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if name and name not in traced.order:
@@ -88,13 +89,11 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
                 traced.coupled.setdefault(feeder, buffers)
         if made is not None:
             origin[id(made)] = (made, feeder)
-        last[:] = [feeder]
+            last[:] = [(feeder, made.shape)]
 
     def activated(site: Site, z: Tensor) -> None:
         known = origin.get(id(z))
-        # Without a known origin the input was made between layers: inside a fused norm and
-        # activation, or by a residual addition. Then the last layer of the branch fed it.
-        feeder = known[1] if known is not None else next(iter(last), "")
+        feeder = known[1] if known is not None else _feeder_between(site, z, last, owners)
         if feeder:
             traced.sites.setdefault(feeder, site)
 
@@ -112,6 +111,22 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
         ):
             module(example_input(module, size=size))
     return traced
+
+
+def _feeder_between(
+    site: Site, z: Tensor, last: list[tuple[str, torch.Size]], owners: set[str]
+) -> str:
+    """Return the feeder of an activation whose input no layer returned itself.
+
+    It was made inside a fused norm and activation, or by a residual addition: then the last
+    layer that ran fed it and gave the same shape. Where the shape is another (a concatenation
+    came between), the norm around it fed it, if there is one.
+    """
+    for name, shape in last:
+        if shape == z.shape:
+            return name
+    around = site.name.rpartition(".")[0]
+    return around if around in owners else ""
 
 
 def _kind(module: nn.Module) -> LayerKind:

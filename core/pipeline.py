@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from core.apply import apply_plan
-from core.compare import CONTROL, compare
+from core.compare import CONTROL, compare_curves
 from core.errors import LimberError, OptionError, PlanError, Stopped
 from core.export import curves_csv, curves_of, write_whole
 from core.finetune import Arm, Images, Settings, finetune, normalised
@@ -671,7 +671,7 @@ def write_run(
     Raises:
         LimberError: The folder cannot be written.
     """
-    comparison = compare(curves_of(steps))
+    comparison = compare_curves(curves_of(steps))
     write_whole(out / "curves.csv", curves_csv(steps))
     for name, plan in record.plans.items():
         safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name).strip(". ") or "plan"

@@ -146,7 +146,7 @@ def binary_entropy(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return -(torch.xlogy(p, p) + torch.xlogy(q, q)) / math.log(2)
 
 
-def as_matrix(weight: Float[Tensor, output * rest]) -> Float[Tensor, "output input"]:
+def as_matrix(weight: Float[Tensor, "out *rest"]) -> Float[Tensor, "out in"]:  # noqa: UP037, F821
     """Return a weight as (outputs, inputs), all but the first axis flattened."""
     return weight.reshape(weight.shape[0], -1)
 

@@ -86,7 +86,8 @@ SEEDS_HELP = (
 
 LR_HELP = (
     "Highest learning rate. A baseline that learns slowly makes any disturbance look like a "
-    "speed-up: compare at a rate at which the untouched network learns well."
+    "speed-up: compare at a rate at which the untouched network learns well. The new head learns "
+    "at 0.001 at least."
 )
 
 CONTROL_HELP = (

@@ -10,19 +10,17 @@ from playwright.sync_api import Locator, Page, expect
 # A worker starts by importing torch; on a busy machine that alone takes a while.
 PATIENCE_MS = 300_000
 
-# Where a heatmap's cell lies on the page, and whose it is. The component's own cell finder is
-# for the keyboard; this reads Plotly's axes, so that both would have to be wrong together.
+# Where a heatmap's cell lies on the page, and whose it is: Plotly keeps the edges of the drawn
+# cells in calcdata, in the units of its axes.
 CELL = """([figure, column, row]) => {
-  const { _fullLayout: layout, data } = figure;
-  const trace = data.find((each) => each.type === "heatmap");
-  const { xaxis, yaxis } = layout;
+  const drawn = figure.calcdata.find(([first]) => first?.trace?.type === "heatmap")[0];
+  const { x, y, trace } = drawn;
+  const { xaxis, yaxis } = figure._fullLayout._plots[trace.xaxis + trace.yaxis];
   const box = figure.getBoundingClientRect();
-  const at = (axis, place, values) => axis.c2p(
-    axis.type === "category" ? place : values ? values[place] : place);
   const custom = trace.customdata[row][column];
   return {
-    x: box.left + xaxis._offset + at(xaxis, column, trace.x),
-    y: box.top + yaxis._offset + at(yaxis, row, trace.y),
+    x: box.left + xaxis._offset + xaxis.c2p((x[column] + x[column + 1]) / 2),
+    y: box.top + yaxis._offset + yaxis.c2p((y[row] + y[row + 1]) / 2),
     name: Array.isArray(custom) ? custom[0] : custom,
   };
 }"""
@@ -46,10 +44,9 @@ def go(page: Page, title: str) -> None:
 
 def settled(page: Page) -> None:
     """Wait until no script runs, and fail on an error that reached the page."""
-    # A live page never rests for long: the status is only there while a whole script runs.
     page.wait_for_function(
-        "() => !document.querySelector('[data-testid=stStatusWidgetRunningIcon]')"
-        " && !document.querySelector('[data-testid=stSpinner]')",
+        "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState"
+        " === 'notRunning' && !document.querySelector('[data-testid=stSpinner]')",
         timeout=PATIENCE_MS,
     )
     assert page.locator("[data-testid=stException]").count() == 0, page.inner_text("body")

@@ -270,8 +270,10 @@ def truth(
         sizes.append(len(inputs))
         for name, parameter in main.items():
             if parameter.requires_grad:
-                gradient = _gradient(each_loss.mean(), parameter)
-                batch_gradients[name].append(gradient.numpy())
+                of_weight = _gradient(each_loss.mean(), parameter)
+                # A layer the loss does not depend on has no gradient, which is not a gradient of 0.
+                if of_weight is not None:
+                    batch_gradients[name].append(of_weight.numpy())
         for name, fed in run.fed.items():
             formulas[name] = fed.formula
             z_rows.setdefault(name, []).append(_rows(fed.z, fed.axis))
@@ -279,7 +281,8 @@ def truth(
             if fed.h.requires_grad:
                 # The sum over samples: where none meets another, the gradient at a row of one
                 # sample is that of its own loss alone.
-                gradient = _gradient(each_loss.sum(), fed.h)
+                at_units = _gradient(each_loss.sum(), fed.h)
+                gradient = torch.zeros_like(fed.h) if at_units is None else at_units
                 g_rows.setdefault(name, []).append(_rows(gradient, fed.axis))
     metrics: dict[str, dict[str, tuple[float | None, int]]] = {}
     units: dict[str, dict[str, np.ndarray]] = {}
@@ -332,9 +335,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.log(torch.exp(logits).sum(1)) - chosen
 
 
-def _gradient(loss: Tensor, of: Tensor) -> Tensor:
+def _gradient(loss: Tensor, of: Tensor) -> Tensor | None:
     (gradient,) = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(of) if gradient is None else gradient
+    return gradient
 
 
 def _rows(tensor: Tensor, axis: int) -> Tensor:

@@ -48,7 +48,7 @@ def sites_of(call: Callable[[Tensor], Tensor]) -> list[Site]:
     [
         (nn.ReLU(), Activation("relu")),
         (nn.ReLU(inplace=True), Activation("relu")),
-        (nn.ReLU6(inplace=True), Activation("hardtanh", (0.0, 6.0))),
+        (nn.ReLU6(inplace=True), Activation("relu6")),
         (nn.Hardtanh(-2.0, 0.5), Activation("hardtanh", (-2.0, 0.5))),
         (nn.LeakyReLU(0.2, inplace=True), Activation("leaky_relu", (0.2,))),
         (nn.ELU(0.5), Activation("elu", (0.5,))),

@@ -47,13 +47,20 @@ def _start_finetune(page: Page, *, steps: int) -> None:
     expect(stop.first).to_be_visible(timeout=journey.PATIENCE_MS)
 
 
+# Points on the page's curves. Traces carry packed bytes; calcdata holds what was drawn.
+POINTS = """() => [...document.querySelectorAll('.js-plotly-plot')]
+  .flatMap((each) => each.calcdata ?? [])
+  .filter(([first]) => first?.trace?.type === "scatter")
+  .flatMap((points) => points.filter((point) => point.x !== undefined && point.y !== undefined))
+  .length"""
+
+
 def _points(page: Page) -> int:
-    return int(
-        page.evaluate(
-            "() => [...document.querySelectorAll('.js-plotly-plot')].flatMap((each) => each.data)"
-            ".reduce((sum, trace) => sum + (trace.y?.length ?? 0), 0)"
-        )
-    )
+    return int(page.evaluate(POINTS))
+
+
+def _wait_for_points(page: Page) -> None:
+    page.wait_for_function(f"() => ({POINTS})() > 0", timeout=journey.PATIENCE_MS)
 
 
 @pytest.mark.timeout(1500)
@@ -64,8 +71,9 @@ def test_the_whole_way_through_open_measure_pick_watch_export(
         sidebar = page.locator("[data-testid=stSidebar]")
         expect(sidebar).to_contain_text("EfficientNet-Lite0", timeout=journey.PATIENCE_MS)
         expect(sidebar).to_contain_text("BloodMNIST")
+        samples = page.locator("[data-testid=stImage] img, [data-testid=stMain] img")
+        expect(samples.nth(3)).to_be_visible(timeout=journey.PATIENCE_MS)
         journey.settled(page)
-        assert page.locator("img").count() >= 4, "no sample images on the first page"
 
         journey.measure(page, images=32)
 
@@ -83,13 +91,9 @@ def test_the_whole_way_through_open_measure_pick_watch_export(
         assert third not in (first, second)
 
         journey.go(page, "Watch")
-        _start_finetune(page, steps=6)
+        _start_finetune(page, steps=12)
         expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=journey.PATIENCE_MS)
-        page.wait_for_function(
-            "() => [...document.querySelectorAll('.js-plotly-plot')]"
-            ".some((each) => each.data?.some((trace) => trace.y?.length > 0))",
-            timeout=journey.PATIENCE_MS,
-        )
+        _wait_for_points(page)
         early = _points(page)
         page.reload()
         expect(page.locator("body")).to_contain_text("Verdict", timeout=journey.PATIENCE_MS)
@@ -144,11 +148,7 @@ def test_stop_ends_a_fine_tune_at_once_and_keeps_what_was_done(app: ServedApp) -
         expect(sidebar).to_contain_text("6 layers,", timeout=journey.PATIENCE_MS)
         journey.go(page, "Watch")
         _start_finetune(page, steps=5000)
-        page.wait_for_function(
-            "() => [...document.querySelectorAll('.js-plotly-plot')]"
-            ".some((each) => each.data?.some((trace) => trace.y?.length > 0))",
-            timeout=journey.PATIENCE_MS,
-        )
+        _wait_for_points(page)
         begun = time.monotonic()
         sidebar.get_by_role("button", name="Stop").click()
         expect(page.locator("[data-testid=stMain]")).to_contain_text(

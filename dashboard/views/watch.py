@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from core.compare import compare
+from core.compare import compare_curves
 from core.errors import LimberError
 from core.records import ABComparison, ArmCurve, ArmDifference, ModelOutline
 from dashboard import charts, frame, plot, store, words
@@ -231,7 +231,7 @@ def _compare(curves: tuple[ArmCurve, ...]) -> ABComparison | None:
     if len({curve.arm for curve in curves}) < 2:
         return None
     try:
-        return compare(curves)
+        return compare_curves(curves)
     except LimberError:
         # Too early: an arm has no evaluation in common with the control yet.
         return None

@@ -1,0 +1,94 @@
+"""Take screenshots of every page after a real way through, to look at and for the README.
+
+python -m tests.screenshots --out FOLDER [--readme assets/screenshots]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests import journey
+from tests.browser import open_page, serve_app
+
+WINDOWS = ((1440, 900), (390, 844))
+STEPS = ("choose", "measure", "pick", "watch", "export")
+README = ("measure", "watch")
+COLOURS = 96
+
+
+def _work(page: Page) -> str:
+    """Measure, pick and fine-tune once, and return the workspace's id."""
+    sidebar = page.locator("[data-testid=stSidebar]")
+    expect(sidebar).to_contain_text("EfficientNet-Lite0", timeout=journey.PATIENCE_MS)
+    journey.settled(page)
+    journey.measure(page, images=64)
+    journey.go(page, "Pick")
+    journey.fill(page, "Pattern", "blocks.5.0")
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(sidebar).to_contain_text("6 layers,", timeout=journey.PATIENCE_MS)
+    journey.go(page, "Watch")
+    for label, value in (
+        ("Steps", "30"),
+        ("Seeds", "0, 1"),
+        ("Image size (px)", "64"),
+        ("Training images", "256"),
+        ("Validation images", "96"),
+        ("Look every (steps)", "5"),
+    ):
+        journey.fill(page, label, value)
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(page.get_by_role("heading", name="Verdict", exact=True)).to_be_visible(
+        timeout=2 * journey.PATIENCE_MS
+    )
+    return page.url.partition("w=")[2].partition("&")[0]
+
+
+def _drawn(page: Page) -> None:
+    journey.settled(page)
+    # Plots report no end of drawing; their note is hidden when they have drawn.
+    page.wait_for_timeout(2500)
+
+
+def main() -> None:
+    """Run the way through and write the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--readme", type=Path)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, serve_app(Path(folder) / "home") as app:
+        with open_page(app.url, errors=[]) as page:
+            workspace = _work(page)
+        for dark in (False, True):
+            for width, height in WINDOWS:
+                with open_page(
+                    f"{app.url}/?w={workspace}", width=width, height=height, dark=dark, errors=[]
+                ) as page:
+                    _drawn(page)
+                    for step in STEPS:
+                        if step != "choose":
+                            page.goto(f"{app.url}/{step}?w={workspace}")
+                            _drawn(page)
+                        theme = "dark" if dark else "light"
+                        page.screenshot(path=options.out / f"{step}_{width}_{theme}.png")
+                        page.evaluate(
+                            "() => document.querySelector('[data-testid=stMain]')"
+                            ".scrollTo(0, innerHeight * 0.75)"
+                        )
+                        page.wait_for_timeout(700)
+                        page.screenshot(path=options.out / f"{step}_{width}_{theme}_below.png")
+    if options.readme:
+        options.readme.mkdir(parents=True, exist_ok=True)
+        for step in README:
+            picture = Image.open(options.out / f"{step}_1440_light.png").convert("RGB")
+            small = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+            small.save(options.readme / f"{step}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
