@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import ConsoleMessage, Page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,18 +120,21 @@ def open_page(
                 color_scheme="dark" if dark else "light",
             ).new_page()
             page.on("pageerror", lambda error: found.append(f"uncaught: {error}"))
-            page.on(
-                "console",
-                lambda message: (
-                    found.append(f"console: {message.text}") if message.type == "error" else None
-                ),
-            )
+            page.on("console", lambda message: _note_error(message, found))
             page.goto(url)
             yield page
         finally:
             chromium.close()
     if errors is None and found:
         raise AssertionError("The page reported errors:\n" + "\n".join(found))
+
+
+def _note_error(message: ConsoleMessage, found: list[str]) -> None:
+    # Opened below the root, Streamlit's page looks for its server there first, and then above.
+    address = str(message.location.get("url", ""))
+    probing = re.search(r"/\w+/_stcore/(health|host-config)$", address)
+    if message.type == "error" and not probing:
+        found.append(f"console: {message.text} {address}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

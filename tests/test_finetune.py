@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ DATA = resolve_data("bloodmnist")
 TINY = resolve_model("timm:test_efficientnet", weights="none").model_copy(
     update={"kwargs": {"drop_rate": 0.3}}
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: on a busy machine, threads that wait for each other take far longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tiny_plan(layers: Sequence[str] = ("blocks.3.0.conv_pw",), **chosen: Any) -> ReinitPlan:

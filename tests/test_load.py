@@ -49,6 +49,15 @@ PHOTOS = Path(skimage.__file__).parent / "data"
 MORE_PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: on a busy machine, threads that wait for each other take far longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # The embedded catalogue
 
 
