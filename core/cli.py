@@ -34,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
     except LimberError as error:
         return _refused(error)
+    try:
+        return _run(options)
+    except LimberError as error:
+        return _refused(error)
+
+
+def _run(options: argparse.Namespace) -> int:
     terminal = sys.stderr.isatty() and not getattr(options, "json", False)
     with Events(
         getattr(options, "events", None), getattr(options, "stop_file", None), terminal=terminal
@@ -244,6 +251,13 @@ def _watcher(events: Events) -> Any:
 
 def _check_out(path: Path, *, folder: bool) -> None:
     """Find out before the work, not after it, that the result has no place to go."""
+    try:
+        _check_place(path, folder=folder)
+    except OSError as error:
+        raise OptionError(f'--out "{path}" cannot be used ({error.strerror}).') from error
+
+
+def _check_place(path: Path, *, folder: bool) -> None:
     if folder and path.exists() and not path.is_dir():
         raise OptionError(f'--out "{path}" is a file; give a folder for the run.')
     if not folder and path.is_dir():

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from core.errors import OptionError
+
 HEARTBEAT_S = 2.0
 LEAST_GAP_S = 0.1
 # Time left is read off the last few seconds, not off the start, which holds the warm-up.
@@ -48,8 +50,13 @@ class Events:
     def __enter__(self) -> Events:
         """Open the file, start the heartbeat, and take SIGTERM and Ctrl-C as a wish to stop."""
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8")
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
+            except OSError as error:
+                raise OptionError(
+                    f'--events "{self._path}" cannot be written ({error.strerror}).'
+                ) from error
             threading.Thread(target=self._beat, daemon=True).start()
         if threading.current_thread() is threading.main_thread():
             for number, handler in (

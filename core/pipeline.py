@@ -202,7 +202,7 @@ def diagnose(
     watcher.phase("loading the model")
     loaded = load_model(spec, classes=classes, head_seed=seed)
     card = loaded.card
-    size = image_size or card.default_size
+    size = card.default_size if image_size is None else image_size
     check_image_size(card, size)
     outline = outline_module(loaded.module, card, loaded.head)
     twin = build_module(spec, classes=classes, seed=derived_seed(seed, "twin"))
@@ -552,7 +552,7 @@ def prepare_trial(
     classes = len(images.outline.classes)
     watcher.phase("loading the model")
     outline = outline_model(spec, classes=classes)
-    size = image_size or outline.default_size
+    size = outline.default_size if image_size is None else image_size
     check_image_size(outline, size)
     arms_plans: dict[str, ReinitPlan] = {}
     for plan in plans:

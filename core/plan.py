@@ -367,15 +367,17 @@ def read_plan(source: str | bytes | Path) -> ReinitPlan:
     try:
         text = source.decode("utf-8-sig") if isinstance(source, bytes) else source
         content = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        detail = (
-            f"line {error.lineno}, column {error.colno}: {error.msg}"
-            if isinstance(error, json.JSONDecodeError)
-            else "it is not UTF-8 text"
-        )
+    except (ValueError, RecursionError) as error:
+        # Besides bad JSON: a number of thousands of digits, or thousands of nested brackets.
+        detail = str(error).partition(";")[0]
+        if isinstance(error, json.JSONDecodeError):
+            detail = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        elif isinstance(error, UnicodeDecodeError):
+            detail = "it is not UTF-8 text"
         raise PlanError(f"{where} is not JSON ({detail}). Export the plan again.") from error
     try:
-        return ReinitPlan.model_validate_json(json.dumps(content))
+        # Strict, so that nothing is accepted that the published schema refuses, such as "5" for 5.
+        return ReinitPlan.model_validate_json(json.dumps(content), strict=True)
     except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
             raise PlanError(_first_problem(error, where)) from error

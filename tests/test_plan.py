@@ -328,6 +328,7 @@ def no_number(text: str) -> float:
 @example([(replaced, "model.kwargs", {"drop_rate": float("inf")})])
 @example([(replaced, "targets.0.seed", "5")])
 @example([(replaced, "model.kwargs", {"depth": True})])
+@example([(replaced, "schema_version", True)])
 def test_a_broken_plan_is_refused_or_is_one_that_the_schema_allows_too(
     breaks: list[tuple[Breaking, str, Any]],
 ) -> None:

@@ -38,6 +38,8 @@ from core.seeding import generator
 
 VAL_SHARE = 0.2
 SPLIT_SEED = 0
+# Longer pictures are cut to so many times their shorter side before they are scaled.
+MAX_ASPECT = 8
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -115,8 +117,10 @@ def resolve_data(name: str) -> DataSpec:
                 f"Known: {', '.join(torchvision_sets())}."
             )
         return DataSpec(source="torchvision", name=kind, root=root)
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise DataError("Data has no name. See python -m core list datasets.")
     try:
+        path = Path(name).expanduser()
         if path.is_dir():
             return DataSpec(source="folder", name=str(path))
         if path.is_file() and path.suffix.lower() == ".zip":
@@ -124,7 +128,7 @@ def resolve_data(name: str) -> DataSpec:
         if path.is_file() and path.suffix.lower() == ".npz":
             return DataSpec(source="npz", name=str(path))
         exists = path.exists()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         exists = False
     if exists:
         raise DataError(f'"{name}" is neither a folder of class folders, nor a .zip or .npz file.')
@@ -135,7 +139,7 @@ def resolve_data(name: str) -> DataSpec:
 
 
 @lru_cache(maxsize=4)
-def _opened(spec_json: str, stamp: float) -> ImageSet:
+def _opened(spec_json: str, stamp: str) -> ImageSet:
     del stamp  # part of the key alone: a changed file is opened again
     spec = DataSpec.model_validate_json(spec_json)
     entry: dict[str, Any] = {}
@@ -183,6 +187,14 @@ def _opened(spec_json: str, stamp: float) -> ImageSet:
     return ImageSet(outline=outline, splits=splits, open=source.open)
 
 
+def _stamp(path: Path, spec: DataSpec) -> str:
+    """Return a mark that changes when the files do: a folder's own date knows no subfolder."""
+    paths = [path, *sorted(path.rglob("*"))] if spec.source == "folder" else [path]
+    marks = ((str(each), each.stat()) for each in paths)
+    text = "".join(f"{name}\0{mark.st_size}\0{mark.st_mtime_ns}\n" for name, mark in marks)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
 def open_images(spec: DataSpec) -> ImageSet:
     """Open a data set: list its items, divide what is not divided, take its fingerprint.
 
@@ -190,8 +202,7 @@ def open_images(spec: DataSpec) -> ImageSet:
         DataError: The files are not there, hold no images, or fewer than two classes.
     """
     try:
-        lies_at = None if spec.source == "embedded" else Path(spec.root or spec.name)
-        stamp = lies_at.stat().st_mtime if lies_at else 0.0
+        stamp = "" if spec.source == "embedded" else _stamp(Path(spec.root or spec.name), spec)
     except OSError as error:
         raise DataError(f'Data "{spec.root or spec.name}" is no longer there.') from error
     return _opened(spec.model_dump_json(), stamp)
@@ -263,6 +274,13 @@ def choose_items(items: tuple[Item, ...], limit: int | None, *, seed: int) -> tu
 def to_input(image: Image.Image, *, size: int, interpolation: str) -> Image.Image:
     """Resize the shorter side to `size` and crop the centre square."""
     width, height = image.size
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) > longest:
+        # Scaled first, a picture one pixel high would fill the memory.
+        wide, high = min(width, longest), min(height, longest)
+        left, top = (width - wide) // 2, (height - high) // 2
+        image = image.crop((left, top, left + wide, top + high))
+        width, height = image.size
     scale = size / min(width, height)
     resized = image.resize(
         (max(size, round(width * scale)), max(size, round(height * scale))),

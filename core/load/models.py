@@ -179,7 +179,13 @@ def _timm_kwargs(name: str) -> dict[str, bool | int | float | str]:
     import timm
     from timm.models import _registry
 
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    try:
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f'timm does not know the weights "{name}": {_first_line(error)}. Leave the tag after '
+            "the dot away for the default ones."
+        ) from error
     family = _registry._model_to_module.get(name.split(".", 1)[0])
     if config is not None and config.fixed_input_size and family in DYNAMIC_SIZE_FAMILIES:
         return {"dynamic_img_size": True}

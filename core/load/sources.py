@@ -174,7 +174,8 @@ def open_zip(path: Path) -> Source:
     """Read the names of an image folder inside a zip file; members are read on demand."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:
+        # Damaged archives raise nearly anything; so do those of later formats.
         raise DataError(
             f'"{path.name}" is not a readable zip file. Zip the folder again.'
         ) from error
@@ -195,14 +196,7 @@ def open_zip(path: Path) -> Source:
             # The header's size is a claim; one byte beyond the limit settles it.
             with archive.open(infos[item.key]) as member:
                 content = member.read(MAX_FILE_BYTES + 1)
-        except (
-            zipfile.BadZipFile,
-            OSError,
-            RuntimeError,
-            NotImplementedError,
-            EOFError,
-            zlib.error,
-        ) as error:
+        except Exception as error:
             raise DataError(
                 f'"{item.name}" in "{path.name}" cannot be unpacked. Zip the folder again, '
                 "without a password."
@@ -226,7 +220,8 @@ def open_npz(path: Path) -> Source:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+    except Exception as error:
+        # Damaged files raise nearly anything; one that claims too large a shape, MemoryError.
         raise DataError(f'"{path.name}" is not a readable npz file of plain arrays.') from error
     second = next((name for name in ("val", "test") if f"{name}_images" in arrays), None)
     if "train_images" not in arrays or "train_labels" not in arrays or second is None:
@@ -244,8 +239,13 @@ def open_npz(path: Path) -> Source:
                 f'"{path.name}": {stem}_images must be uint8 of shape (n, height, width) or '
                 f"(n, height, width, 3), with {stem}_labels beside it."
             )
-        flat = labels.reshape(len(labels), -1)
-        if flat.shape[1] != 1 or len(flat) != len(images):
+        if images.size == 0 or (images.ndim == 4 and images.shape[-1] != 3):
+            raise DataError(
+                f'"{path.name}": {stem}_images has the shape {images.shape}; expected (n, height, '
+                "width) or (n, height, width, 3), with at least one image and pixel."
+            )
+        flat = labels.reshape(len(labels), -1) if labels.ndim else labels.reshape(1, 1)
+        if flat.shape[1] != 1 or len(flat) != len(images) or flat.dtype.kind not in "iub":
             raise DataError(f'"{path.name}": {stem}_labels must hold one class number an image.')
         pixels[split] = images
         for i, label in enumerate(flat[:, 0].tolist()):
@@ -253,6 +253,11 @@ def open_npz(path: Path) -> Source:
             items.append(Item(split=split, label=int(label), name=f"{stem}/{i}", key=str(i)))
     if min(labels_seen) < 0 or len(labels_seen) < 2:
         raise DataError(f'"{path.name}" needs at least two classes, numbered from 0.')
+    if max(labels_seen) >= MAX_CLASSES:
+        raise DataError(
+            f'"{path.name}" numbers its classes up to {max(labels_seen):,}; at most '
+            f"{MAX_CLASSES:,} are read."
+        )
     classes = tuple(f"class {i}" for i in range(max(labels_seen) + 1))
     return Source(
         classes=classes,

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, FiniteFloat
 
 from core.records.base import Value
 from core.records.specs import ModelSource
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _no_truth(value: object) -> object:
+    # True == 1, so that a literal alone would take it.
+    if isinstance(value, bool):
+        raise ValueError("Input should be 1")
+    return value
+
+
+Version = Annotated[Literal[1], BeforeValidator(_no_truth)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
@@ -31,7 +41,7 @@ class ModelIdentity(Value):
     head: Literal["new", "own"] = Field(
         default="new", description="A new head for the downstream classes, or the weights' own."
     )
-    kwargs: dict[str, bool | int | float | str] = Field(
+    kwargs: dict[str, bool | int | FiniteFloat | str] = Field(
         default_factory=dict, description="Extra constructor arguments."
     )
     head_seed: Seed = Field(
@@ -56,7 +66,7 @@ class SchemeChoice(Value):
     """How new values are drawn."""
 
     name: Name = Field(description="A name that `python -m core list schemes` prints.")
-    parameters: dict[str, float] = Field(
+    parameters: dict[str, FiniteFloat] = Field(
         default_factory=dict, description="The scheme's own numbers, by name."
     )
 
@@ -93,7 +103,7 @@ class Evidence(Value):
 class ReinitPlan(Value):
     """A re-initialisation plan."""
 
-    schema_version: Literal[1] = Field(default=1, description="Version of this format.")
+    schema_version: Version = Field(default=1, description="Version of this format.")
     name: Annotated[str, Field(min_length=1, max_length=200)] = Field(
         default="plan", description="Name of the arm this plan makes."
     )
