@@ -10,12 +10,13 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from core.errors import LimberError, OptionError, PlanError, Stopped
 from core.events import Events
+from core.records import Diagnosis
 
 LISTS = ("models", "datasets", "metrics", "rules", "schemes")
 
@@ -101,11 +102,42 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(_seed(part) for part in text.split(","))
 
 
+def _part(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not slash or not part.isdigit() or not parts.isdigit() or len(text) > 12:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; give one such as 1/4")
+    return int(part), int(parts)
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _add_measuring(commands: Any) -> None:
+    measure = commands.add_parser("measure", help="measure a network on images")
+    _add_model(measure)
+    _add_data(measure, required=True)
+    measure.add_argument("--samples", type=_whole, help="images (default 128)")
+    measure.add_argument("--batch-size", type=_whole, help="images a batch (default 32)")
+    measure.add_argument("--image-size", type=_whole, help="side in pixels")
+    measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    measure.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    measure.add_argument("--seed", type=_seed, default=0)
+    measure.add_argument("--histograms", action="store_true", help="keep each weight's histogram")
+    measure.add_argument("--part", type=_part, help="measure one part, such as 1/4, to merge later")
+    measure.add_argument("--out", type=Path, required=True, help="diagnosis.json")
+    _add_events(measure)
+    measure.set_defaults(run=_measure)
+
+    merge = commands.add_parser("merge", help="merge measured parts into a diagnosis")
+    merge.add_argument("parts", type=Path, nargs="+", help="files that measure --part wrote")
+    merge.add_argument("--histograms", action="store_true", help="keep each weight's histogram")
+    merge.add_argument("--out", type=Path, required=True, help="diagnosis.json")
+    _add_events(merge)
+    merge.set_defaults(run=_merge)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,17 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.set_defaults(run=_list)
 
-    measure = commands.add_parser("measure", help="measure a network on images")
-    _add_model(measure)
-    _add_data(measure, required=True)
-    measure.add_argument("--samples", type=_whole, help="images (default 128)")
-    measure.add_argument("--batch-size", type=_whole, help="images a batch (default 32)")
-    measure.add_argument("--image-size", type=_whole, help="side in pixels")
-    measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    measure.add_argument("--seed", type=_seed, default=0)
-    measure.add_argument("--out", type=Path, required=True, help="diagnosis.json")
-    _add_events(measure)
-    measure.set_defaults(run=_measure)
+    _add_measuring(commands)
 
     plan = commands.add_parser("plan", help="make a plan from layer names")
     _add_model(plan)
@@ -276,18 +298,42 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
 
     data = resolve_data(options.data)
     spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
-    from core.pipeline import diagnose, write_diagnosis
+    from core.pipeline import diagnose, measure_part
 
-    diagnosis, units = diagnose(
-        spec,
-        data,
-        device=options.device,
-        seed=options.seed,
-        watcher=_watcher(events),
+    chosen = {
+        "device": options.device,
+        "dtype": options.dtype,
+        "seed": options.seed,
+        "watcher": _watcher(events),
         **_given(
             samples=options.samples, batch_size=options.batch_size, image_size=options.image_size
         ),
-    )
+    }
+    if options.part is not None:
+        part, parts = options.part
+        images = measure_part(spec, data, options.out, part=part, parts=parts, **chosen)
+        events.emit("done", out=str(options.out))
+        print(f"Part {part} of {parts}: {images} images -> {options.out}")
+        return
+    _report(*diagnose(spec, data, histograms=options.histograms, **chosen), options, events)
+
+
+def _merge(options: argparse.Namespace, events: Events) -> None:
+    _check_out(options.out, folder=False)
+    from core.pipeline import merge_parts
+
+    found = merge_parts(options.parts, histograms=options.histograms, watcher=_watcher(events))
+    _report(*found, options, events)
+
+
+def _report(
+    diagnosis: Diagnosis,
+    units: Mapping[str, Any],
+    options: argparse.Namespace,
+    events: Events,
+) -> None:
+    from core.pipeline import write_diagnosis
+
     write_diagnosis(diagnosis, units, options.out)
     events.emit("done", out=str(options.out))
     header = diagnosis.header

@@ -11,7 +11,9 @@ from typing import Literal
 from core.records.base import Value
 
 NEAR_ZERO = 1e-3
+NEAR_ZERO_OUTPUT = 0.05
 DORMANT_TAU = 0.025
+RARELY_ACTIVE = 0.01
 
 Family = Literal["gradient", "activation", "weight"]
 
@@ -89,6 +91,8 @@ def _metric(  # noqa: PLR0913 - one argument a column of the table
 _TRAINED = "layers whose weight takes part in training"
 _FEEDS = "layers that feed an activation function"
 _RECTIFIED = "layers that feed a ReLU or ReLU6"
+_BOUNDED = "layers that feed a bounded activation (ReLU6, sigmoid, tanh and their hard forms)"
+_ASKS = "layers that make the queries of an attention"
 _WEIGHTED = "all layers"
 _MATRIX = "layers whose weight has two axes or more"
 
@@ -169,6 +173,37 @@ METRICS: tuple[MetricInfo, ...] = (
         "trust the other gradient figures.",
     ),
     _metric(
+        "optimization_readiness",
+        "Optimization readiness",
+        "gradient",
+        "||g||_2^4 / E_B ||g_B||_2^2, g_B the mean gradient of a batch",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_TRAINED + "; needs two batches or more",
+        source="Wang et al. 2026, arXiv:2605.09044",
+        unit="squared loss per squared weight unit",
+        reads="Strength times reliability of the gradient: a lower bound, up to the curvature, on "
+        "what one step of the best size gains. The paper divides by the smoothness constant L "
+        "too; we leave it at 1, because it is not measured.",
+        advice="Far below the twin: one step on this layer buys little. Use many small batches: "
+        "with few, the noise is poorly known.",
+    ),
+    _metric(
+        "grad_zero_fraction",
+        "Gradient entries that are exactly 0",
+        "gradient",
+        "share of entries with g = 0",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_TRAINED,
+        source="AutoTrainer (Zhang et al., ICSE 2021) calls a ReLU network dying at 70 %",
+        unit="share",
+        reads="Share of weights that no measured image pushes at all.",
+        advice="High beside the twin: look for dead units before or after the layer.",
+    ),
+    _metric(
         "unit_grad_mean_abs_mean",
         "Gradient at the units",
         "gradient",
@@ -213,6 +248,22 @@ METRICS: tuple[MetricInfo, ...] = (
         "the layer, and the norm after it, brings them back.",
     ),
     _metric(
+        "rho_b",
+        "Saturation of a bounded activation (rho_B)",
+        "activation",
+        "mean |2 (h - low) / (high - low) - 1|; equal to the definition with B = 10 bins, because "
+        "no bin straddles the middle",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_BOUNDED,
+        unit="1",
+        source="Rakitianskaia & Engelbrecht, IEEE SSCI 2015",
+        reads="0: outputs sit in the middle of the range. 0.5: spread evenly. 1: all at the ends.",
+        advice="Near 1 and above the twin: gates are stuck open or shut. ReLU6 rests at its lower "
+        "end by nature: read the ratio.",
+    ),
+    _metric(
         "dead_fraction",
         "Dead units",
         "activation",
@@ -225,6 +276,20 @@ METRICS: tuple[MetricInfo, ...] = (
         source="standard",
         reads="Share of units that no measured sample makes fire.",
         advice="Dead units cannot recover by themselves. Measure more samples, then reset.",
+    ),
+    _metric(
+        "rarely_active_fraction",
+        "Units active less than 1 % of the time",
+        "activation",
+        "share of units with P(z_i > 0) < 0.01",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_RECTIFIED,
+        unit="share",
+        source="Amazon SageMaker Debugger, rule DeadRelu",
+        reads="Share of units that nearly no image and position makes fire.",
+        advice="SageMaker Debugger flags a layer above one half.",
     ),
     _metric(
         "dormant_fraction",
@@ -240,6 +305,20 @@ METRICS: tuple[MetricInfo, ...] = (
         reads="Share of units that are quiet against their neighbours. Rescaling the whole layer "
         "does not change it: look at the mean magnitude too.",
         advice="High beside the twin: units the pretraining used and your data does not.",
+    ),
+    _metric(
+        "near_zero_output_fraction",
+        "Outputs near zero (|h| <= 0.05)",
+        "activation",
+        "share of outputs with |h| <= 0.05",
+        low=0,
+        high=1,
+        bad="high",
+        applies_to=_FEEDS,
+        unit="share",
+        source="fastai's ActivationStats, near-zero band 0.05",
+        reads="How much of what the layer hands on is practically nothing.",
+        advice="Read it with the mean magnitude: on a small scale everything is near zero.",
     ),
     _metric(
         "activation_mean_abs",
@@ -270,6 +349,52 @@ METRICS: tuple[MetricInfo, ...] = (
         reads="1: each unit is on half of the time. 0: units never change sign, so the layer is "
         "linear for your data.",
         advice="Low beside the twin: the units hardly discriminate between your images.",
+    ),
+    _metric(
+        "activation_effective_rank",
+        "Effective rank of the outputs",
+        "activation",
+        "exp(-sum p log p), p = s / sum s over singular values s of sampled rows of h",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_FEEDS,
+        unit="1",
+        source="Roy & Vetterli 2007; as a sign of plasticity Lyle et al. 2022, arXiv:2204.09560",
+        reads="How many directions the outputs really use on your data. At most the number of "
+        "units or of sampled rows, whichever is smaller: the cap is shown.",
+        advice="Far below the twin: the features have collapsed onto few directions.",
+    ),
+    _metric(
+        "activation_srank",
+        "Directions for 99 % of the outputs (srank)",
+        "activation",
+        "smallest k with s_1 + ... + s_k >= 0.99 sum s",
+        low=0,
+        scale="log",
+        bad="low",
+        applies_to=_FEEDS,
+        unit="1",
+        source="Kumar et al. 2021, arXiv:2010.14498",
+        reads="As the effective rank, counted; capped by units and sampled rows. Some libraries "
+        "call a relative of it layer saturation; it is a rank.",
+        advice="Far below the twin: the features have collapsed onto few directions.",
+    ),
+    _metric(
+        "attention_entropy",
+        "Attention entropy",
+        "activation",
+        "mean over heads and queries of -sum_k a_k log a_k / log(keys)",
+        low=0,
+        high=1,
+        bad="low",
+        applies_to=_ASKS,
+        unit="share",
+        source="standard; as a sign of collapse Zhai et al. 2023, arXiv:2303.06296",
+        reads="1: every key gets the same attention. 0: one key gets all of it, and the softmax "
+        "passes no gradient back. A sample of queries is looked at.",
+        advice="Near 0: saturated heads; resetting queries and keys frees them. Near 1: heads that "
+        "have not learnt to look anywhere.",
     ),
     _metric(
         "weight_l2",
@@ -366,6 +491,35 @@ METRICS: tuple[MetricInfo, ...] = (
         advice="Falls with training; far below the twin it goes with loss of plasticity.",
     ),
     _metric(
+        "isometry_distance",
+        "Distance from isometry",
+        "weight",
+        "||W'W - I||_F^2 over its smaller side, = mean (s^2 - 1)^2",
+        low=0,
+        scale="log",
+        bad="high",
+        applies_to=_MATRIX,
+        unit="1",
+        source="the deviation that FIRE drives to 0, arXiv:2602.08040",
+        reads="0: the weight keeps lengths and angles. 1: it shrinks all to nothing. Above: some "
+        "directions are blown up.",
+        advice="Far above the twin: a few directions are stretched; FIRE is the rule made for it.",
+    ),
+    _metric(
+        "power_law_alpha",
+        "Power-law exponent of the spectrum",
+        "weight",
+        "alpha of p(lambda) ~ lambda^-alpha fitted to the upper tail of the eigenvalues of W'W",
+        low=1,
+        bad=None,
+        applies_to=_MATRIX + " and 20 eigenvalues or more",
+        unit="1",
+        source="Martin & Mahoney (WeightWatcher); fit of Clauset et al., arXiv:0706.1062",
+        reads="Trained layers often lie between 2 and 6. Small random layers do too: no label "
+        "follows from the number alone.",
+        advice="Read it beside the twin's; far from it, training has shaped the spectrum.",
+    ),
+    _metric(
         "unit_weight_l2",
         "Weight norm of the unit",
         "weight",
@@ -454,6 +608,21 @@ METRICS: tuple[MetricInfo, ...] = (
         source="GraMa, arXiv:2505.24061",
         reads="How much the loss asks this unit to change.",
         advice="Low beside its neighbours: the loss ignores the unit.",
+    ),
+    _metric(
+        "head_attention_entropy",
+        "Attention entropy of the head",
+        "activation",
+        "mean over queries of -sum_k a_k log a_k / log(keys)",
+        low=0,
+        high=1,
+        bad="low",
+        level="unit",
+        applies_to=_ASKS,
+        unit="share",
+        source="Zhai et al. 2023, arXiv:2303.06296",
+        reads="0: the head always looks at one key. 1: it looks everywhere alike.",
+        advice="Near 0: a saturated head.",
     ),
 )
 

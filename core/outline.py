@@ -27,6 +27,7 @@ class _Traced:
     order: list[str] = field(default_factory=list)
     coupled: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)
+    attention: dict[str, str] = field(default_factory=dict)
 
 
 def example_input(module: nn.Module, *, size: int, batch: int = 2) -> Tensor:
@@ -69,6 +70,7 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
     origin: dict[int, tuple[Tensor, str]] = {}
     last: list[tuple[str, torch.Size]] = []
     owners = {name for name, each in module.named_modules() if each._parameters}
+    kinds = {name: _kind(each) for name, each in module.named_modules() if name in owners}
 
     def ran(name: str, each: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if name and name not in traced.order:
@@ -100,6 +102,11 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
     def forget(_: Site, h: Tensor) -> None:
         origin.pop(id(h), None)
 
+    def attended(site: str, inside: str, _: object) -> None:
+        feeder = _asks(inside, traced.order, kinds) or (last[0][0] if last else "")
+        if feeder:
+            traced.attention.setdefault(feeder, site)
+
     with module_kept(module), random_state_kept(0), torch.no_grad():
         module.eval()
         with watched_forward(
@@ -108,6 +115,7 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
             before_activation=activated,
             # An in-place activation hands on the same tensor, which is no layer's output now.
             after_activation=forget,
+            on_attention=attended,
         ):
             module(example_input(module, size=size))
     return traced
@@ -127,6 +135,19 @@ def _feeder_between(
             return name
     around = site.name.rpartition(".")[0]
     return around if around in owners else ""
+
+
+def _asks(inside: str, order: list[str], kinds: dict[str, LayerKind]) -> str:
+    """Return the layer that makes the queries: the first one inside the module that attends.
+
+    `nn.MultiheadAttention` projects by itself and has not come to its end yet.
+    """
+    if kinds.get(inside) == "linear":
+        return inside
+    for name in order:
+        if name.startswith(f"{inside}.") and kinds.get(name) in ("linear", "conv"):
+            return name
+    return ""
 
 
 def _kind(module: nn.Module) -> LayerKind:
@@ -194,6 +215,7 @@ def _layers(module: nn.Module, traced: _Traced, head: frozenset[str]) -> tuple[L
                         "buffers": buffers,
                         "coupled_buffers": traced.coupled.get(name, ()),
                         "activation": site.name if site else None,
+                        "attention": traced.attention.get(name),
                         "executed": executed,
                     },
                 )

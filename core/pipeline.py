@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,19 +21,31 @@ from torch import Tensor, nn
 
 from core.apply import apply_plan
 from core.compare import CONTROL, compare_curves
-from core.errors import LimberError, OptionError, PlanError, Stopped
+from core.errors import DataError, LimberError, OptionError, PlanError, Stopped
 from core.export import curves_csv, curves_of, write_whole
 from core.finetune import Arm, Images, Settings, finetune, normalised
 from core.judge import judge
 from core.load import (
+    ImageSet,
+    Item,
     LoadedModel,
     build_module,
+    choose_items,
     decode,
+    decode_items,
     load_model,
     open_images,
     state_sha256,
 )
-from core.measure import Measured, measure_network
+from core.measure import (
+    Gauge,
+    Measured,
+    figures_of,
+    ratio_intervals,
+    shard_from,
+    shard_state,
+    watching,
+)
 from core.metrics import metric_names
 from core.outline import outline_module
 from core.plan import check_plan, plan_json, random_control
@@ -51,6 +65,7 @@ from core.records import (
     RunRecord,
     StepRecord,
 )
+from core.reductions import Moments
 from core.seeding import derived_seed, generator
 
 DEFAULT_SAMPLES = 128
@@ -162,7 +177,9 @@ def diagnose(
     batch_size: int = DEFAULT_BATCH_SIZE,
     image_size: int | None = None,
     device: str = "auto",
+    dtype: str = "float32",
     seed: int = 0,
+    histograms: bool = False,
     watcher: Watcher | None = None,
 ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
     """Measure a network and its fresh twin on the same batches of the training images.
@@ -170,6 +187,7 @@ def diagnose(
     The head is new (drawn from `seed`) and the twin gets a copy of it, so that the figures
     differ by the backbone alone. A head that its architecture draws as all zeros would let no
     gradient through; it is then drawn from N(0, 1 / fan-in) for both, and the notes say so.
+    Images are read batch by batch: memory does not grow with their number.
 
     Args:
         spec: The model.
@@ -178,7 +196,9 @@ def diagnose(
         batch_size: Images a batch.
         image_size: Side in pixels; None takes the model's default for short runs.
         device: "auto", "cpu" or "cuda".
+        dtype: "float32", or "bfloat16" or "float16" to run the pass under autocast.
         seed: Seed of the head, the twin and the choice of images.
+        histograms: Add the histogram of each layer's weight to the figures by unit.
         watcher: Progress and stop.
 
     Returns:
@@ -188,14 +208,175 @@ def diagnose(
     Raises:
         LimberError: Bad input, or stopped.
     """
-    watcher = watcher or Watcher()
     begun = time.perf_counter()
+    with _measurement(
+        spec,
+        data,
+        samples=samples,
+        batch_size=batch_size,
+        image_size=image_size,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        watcher=watcher,
+    ) as measurement:
+        measurement.run(range(measurement.batches))
+    return measurement.diagnosis(begun=begun, histograms=histograms)
+
+
+def measure_part(
+    spec: ModelSpec,
+    data: DataSpec,
+    out: Path,
+    *,
+    part: int,
+    parts: int,
+    samples: int = DEFAULT_SAMPLES,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    image_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    seed: int = 0,
+    watcher: Watcher | None = None,
+) -> int:
+    """Measure every `parts`-th batch and write the sums; `merge_parts` makes the diagnosis.
+
+    Args:
+        spec: The model.
+        data: The images.
+        out: File to write, safetensors.
+        part: Which part, from 1.
+        parts: How many parts there are.
+        samples: As in `diagnose`; of all parts together.
+        batch_size: As in `diagnose`.
+        image_size: As in `diagnose`.
+        device: As in `diagnose`.
+        dtype: As in `diagnose`.
+        seed: As in `diagnose`.
+        watcher: Progress and stop.
+
+    Returns:
+        The number of images measured.
+
+    Raises:
+        LimberError: Bad input, or stopped.
+    """
+    if not 1 <= part <= parts:
+        raise OptionError(f"The part is {part} of {parts}; give 1/{parts} to {parts}/{parts}.")
+    with _measurement(
+        spec,
+        data,
+        samples=samples,
+        batch_size=batch_size,
+        image_size=image_size,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        watcher=watcher,
+    ) as measurement:
+        chosen = range(part - 1, measurement.batches, parts)
+        if not chosen:
+            raise OptionError(
+                f"There are {measurement.batches} batches; {parts} parts are too many. Take fewer "
+                "parts or smaller batches."
+            )
+        measurement.run(chosen)
+    meta = {"limber_part": json.dumps(measurement.recipe(part, parts), sort_keys=True)}
+    write_whole(out, _sorted_metadata(safetensors.torch.save(measurement.state(), metadata=meta)))
+    return measurement.own.shard.samples
+
+
+def merge_parts(
+    paths: Sequence[Path], *, histograms: bool = False, watcher: Watcher | None = None
+) -> tuple[Diagnosis, dict[str, np.ndarray]]:
+    """Merge what `measure_part` wrote into the diagnosis that one pass would have given.
+
+    Args:
+        paths: The files of all parts, in any order.
+        histograms: As in `diagnose`.
+        watcher: Progress and stop.
+
+    Raises:
+        OptionError: A file is unreadable, of another measurement, twice there, or missing.
+        LimberError: The model or the images are no longer here.
+    """
+    begun = time.perf_counter()
+    recipes, states = [], []
+    for path in paths:
+        try:
+            with safetensors.safe_open(path, "pt") as opened:
+                recipes.append(json.loads((opened.metadata() or {})["limber_part"]))
+                states.append({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
+        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            raise OptionError(
+                f'"{path}" cannot be read as a part of a measurement. Measure that part again.'
+            ) from error
+    if not recipes:
+        raise OptionError("There is no part to merge. Name the files of all parts.")
+    shared = [{k: v for k, v in each.items() if k != "part"} for each in recipes]
+    for path, each in zip(paths, shared, strict=True):
+        if each != shared[0]:
+            odd = next(key for key in each if each[key] != shared[0].get(key))
+            raise OptionError(
+                f'"{path}" is a part of another measurement: its {odd} differs from that of '
+                f'"{paths[0]}". Measure all parts alike.'
+            )
+    found, parts = sorted(each["part"] for each in recipes), int(shared[0]["parts"])
+    if found != list(range(1, parts + 1)):
+        lost = sorted(set(range(1, parts + 1)) - set(found))
+        what = f"part {lost[0]} is missing" if lost else "a part is there twice"
+        raise OptionError(f"Of {parts} parts {what}. Name each part's file once.")
+    recipe = shared[0]
+    with _measurement(
+        ModelSpec.model_validate(recipe["model"]),
+        DataSpec.model_validate(recipe["data"]),
+        samples=recipe["samples"],
+        batch_size=recipe["batch_size"],
+        image_size=recipe["image_size"],
+        device="cpu",
+        dtype=recipe["dtype"],
+        seed=recipe["seed"],
+        watcher=watcher,
+    ) as measurement:
+        if measurement.recipe(1, parts) != recipes[0] | {"part": 1}:
+            raise OptionError(
+                "The weights or images on this machine are not those the parts were measured on."
+            )
+        for _, state in sorted(zip(recipes, states, strict=True), key=lambda pair: pair[0]["part"]):
+            try:
+                measurement.absorb(state)
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise OptionError("A part is damaged. Measure it again.") from error
+        measurement.trace()
+    return measurement.diagnosis(begun=begun, histograms=histograms)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@contextmanager
+def _measurement(
+    spec: ModelSpec,
+    data: DataSpec,
+    *,
+    samples: int,
+    batch_size: int,
+    image_size: int | None,
+    device: str,
+    dtype: str,
+    seed: int,
+    watcher: Watcher | None,
+) -> Iterator[_Measurement]:
+    """Load network, twin and images and put both networks under watch."""
+    watcher = watcher or Watcher()
     for name, value, least, most in (
         ("samples", samples, 1, 10_000_000),
         ("batch size", batch_size, 1, 65_536),
     ):
         if not least <= value <= most:
             raise OptionError(f"The {name} is {value}; give {least:,} to {most:,}.")
+    if dtype not in DTYPES:
+        raise OptionError(f'The dtype is "{dtype}"; give {", ".join(DTYPES)}.')
     place = choose_device(device)
     images = open_images(data)
     classes = len(images.outline.classes)
@@ -208,86 +389,191 @@ def diagnose(
     twin = build_module(spec, classes=classes, seed=derived_seed(seed, "twin"))
     notes = [*loaded.card.notes, *images.outline.notes]
     _share_head(loaded, twin, notes, seed=seed)
-    watcher.phase("reading the images")
-    pixels, labels = decode(
-        images,
-        "train",
-        loaded.card.preprocessing,
-        size=size,
-        limit=samples,
-        seed=seed,
-        on_progress=lambda done, total: _tick(watcher, done, total, "images read"),
-    )
-    if len(pixels) < samples:
-        notes.append(f"{samples} images were asked for; the training part has {len(pixels)}.")
-    total = 2 * len(pixels)
-    done = 0
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        watcher.progress(done, total, "images")
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(pixels), batch_size):
-            chosen = pixels[start : start + batch_size].to(place)
-            inputs = normalised(
-                chosen, loaded.card.preprocessing.mean, loaded.card.preprocessing.std
-            )
-            yield (
-                inputs.contiguous(memory_format=torch.channels_last),
-                labels[start : start + batch_size].to(place),
-            )
-
-    results: list[Measured] = []
-    for words, module in (
-        ("measuring the network", loaded.module),
-        ("measuring its fresh twin", twin),
+    items = choose_items(images.splits["train"], samples, seed=seed)
+    if not items:
+        raise DataError('The data set has no images in its "train" part.')
+    if len(items) < samples:
+        notes.append(f"{samples} images were asked for; the training part has {len(items)}.")
+    modules = [
+        module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in (loaded.module, twin)
+    ]
+    with (
+        watching(modules[0], outline.layers, dtype=DTYPES[dtype]) as own,
+        watching(modules[1], outline.layers, dtype=DTYPES[dtype]) as fresh,
     ):
-        watcher.phase(words)
-        on_device = module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        results.append(
-            measure_network(
-                on_device,
-                batches(),
-                outline.layers,
-                on_batch=advance,
-                should_stop=watcher.should_stop,
-            )
+        yield _Measurement(
+            spec=spec,
+            data=data,
+            asked=samples,
+            batch_size=batch_size,
+            size=size,
+            place=place,
+            dtype=dtype,
+            seed=seed,
+            watcher=watcher,
+            images=images,
+            items=items,
+            card=card,
+            outline=outline,
+            notes=notes,
+            own=own,
+            fresh=fresh,
         )
-    own, fresh = results
-    reports = _reports(outline, own, fresh)
-    header = DiagnosisHeader(
-        model=spec,
-        model_title=loaded.card.title,
-        classes=classes,
-        backbone_sha256=loaded.card.backbone_sha256,
-        data=data,
-        data_title=images.outline.title,
-        data_fingerprint=images.outline.fingerprint,
-        split="train",
-        samples=own.samples,
-        batches=own.batches,
-        batch_size=min(batch_size, own.samples),
-        image_size=size,
-        device=place.type,
-        device_name=device_name(place),
-        dtype="float32",
-        seed=seed,
-        batch_norm="batch",
-        loss=own.loss,
-        twin_loss=fresh.loss,
-        wall_s=time.perf_counter() - begun,
-        versions=versions(),
-        notes=tuple(notes),
-    )
-    units: dict[str, np.ndarray] = {}
-    for layer in outline.layers:
-        for metric, values in own.units[layer.name].items():
-            units[f"{layer.name}/{metric}"] = values
-        for metric, values in fresh.units[layer.name].items():
-            units[f"twin/{layer.name}/{metric}"] = values
-    return Diagnosis(header=header, layers=reports, findings=judge(reports)), units
+
+
+@dataclass(slots=True, kw_only=True)
+class _Measurement:
+    """A network and its twin under watch, batch for batch on the same images."""
+
+    spec: ModelSpec
+    data: DataSpec
+    asked: int
+    batch_size: int
+    size: int
+    place: torch.device
+    dtype: str
+    seed: int
+    watcher: Watcher
+    images: ImageSet
+    items: Sequence[Item]
+    card: ModelCard
+    outline: ModelOutline
+    notes: list[str]
+    own: Gauge
+    fresh: Gauge
+    ratios: Moments | None = None
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.items) // self.batch_size)
+
+    def _read(self, batch: int) -> tuple[Tensor, Tensor]:
+        chosen = self.items[batch * self.batch_size : (batch + 1) * self.batch_size]
+        pixels, labels = decode_items(self.images, chosen, self.card.preprocessing, size=self.size)
+        wanted = self.card.preprocessing
+        inputs = normalised(pixels.to(self.place), wanted.mean, wanted.std)
+        return (
+            inputs.contiguous(memory_format=torch.channels_last),
+            labels.to(self.place),
+        )
+
+    def run(self, batches: Sequence[int]) -> None:
+        """Measure these batches, the network and then its twin on each."""
+        self.watcher.phase("measuring the network beside its fresh twin")
+        whole = sum(
+            min(self.batch_size, len(self.items) - batch * self.batch_size) for batch in batches
+        )
+        done = 0
+        for batch in batches:
+            if self.watcher.should_stop():
+                raise Stopped("Measuring was stopped; nothing was written.")
+            inputs, labels = self._read(batch)
+            first = batch * self.batch_size
+            figures = []
+            for gauge in (self.own, self.fresh):
+                figures.append(gauge.add(inputs, labels, first=first))
+                done += len(inputs)
+                self.watcher.progress(done, 2 * whole, "images")
+                if self.watcher.should_stop():
+                    raise Stopped("Measuring was stopped; nothing was written.")
+            # Where either is 0 there is no ratio, as where it does not apply.
+            logs = Moments.of(
+                (figures[0] / figures[1]).log().nan_to_num(torch.nan, torch.nan, torch.nan)
+            )
+            self.ratios = logs if self.ratios is None else self.ratios.merged(logs)
+
+    def trace(self) -> None:
+        """Let both networks see one batch, so that their activations are known; keep the sums."""
+        inputs, labels = self._read(0)
+        for gauge in (self.own, self.fresh):
+            gauge.learn_sites(inputs, labels)
+
+    def recipe(self, part: int, parts: int) -> dict[str, object]:
+        """Return what makes parts belong together."""
+        return {
+            "model": self.spec.model_dump(mode="json"),
+            "weights": self.card.backbone_sha256,
+            "data": self.data.model_dump(mode="json"),
+            "images": self.images.outline.fingerprint,
+            "samples": self.asked,
+            "batch_size": self.batch_size,
+            "image_size": self.size,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "parts": parts,
+            "part": part,
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums of both networks, for a file."""
+        found: dict[str, Tensor] = {}
+        for prefix, gauge in (("own", self.own), ("twin", self.fresh)):
+            found |= {f"{prefix}:{k}": v for k, v in shard_state(gauge.shard).items()}
+        if self.ratios is not None:
+            found |= {
+                "ratios:count": self.ratios.count.cpu(),
+                "ratios:mean": self.ratios.mean.cpu(),
+                "ratios:m2": self.ratios.m2.cpu(),
+            }
+        return found
+
+    def absorb(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sums that `state` returned elsewhere."""
+        for prefix, gauge in (("own:", self.own), ("twin:", self.fresh)):
+            part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            gauge.shard = gauge.shard.merged(shard_from(part))
+        ratios = Moments(*(state[f"ratios:{each}"] for each in ("count", "mean", "m2")))
+        self.ratios = ratios if self.ratios is None else self.ratios.merged(ratios)
+
+    def diagnosis(
+        self, *, begun: float, histograms: bool
+    ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
+        """Return what the sums say."""
+        self.watcher.phase("adding up")
+        own = figures_of(self.own, histograms=histograms)
+        if self.watcher.should_stop():
+            raise Stopped("Measuring was stopped; nothing was written.")
+        fresh = figures_of(self.fresh, histograms=histograms)
+        intervals = ratio_intervals(self.own, self.fresh, self.ratios, own, fresh)
+        reports = _reports(self.outline, own, fresh, intervals)
+        reading = self.own.reading_s + self.fresh.reading_s
+        passing = self.own.whole_s + self.fresh.whole_s - reading
+        header = DiagnosisHeader(
+            model=self.spec,
+            model_title=self.card.title,
+            classes=self.outline.classes,
+            backbone_sha256=self.card.backbone_sha256,
+            data=self.data,
+            data_title=self.images.outline.title,
+            data_fingerprint=self.images.outline.fingerprint,
+            split="train",
+            samples=own.samples,
+            batches=own.batches,
+            batch_size=min(self.batch_size, own.samples),
+            image_size=self.size,
+            device=self.place.type,
+            device_name=device_name(self.place),
+            dtype=self.dtype,
+            seed=self.seed,
+            batch_norm="batch",
+            loss=own.loss,
+            twin_loss=fresh.loss,
+            wall_s=time.perf_counter() - begun,
+            overhead_fraction=reading / passing
+            if passing > 0 and self.place.type == "cpu"
+            else None,
+            kernels=own.backend,
+            versions=versions(),
+            notes=tuple(self.notes),
+        )
+        units: dict[str, np.ndarray] = {}
+        for layer in self.outline.layers:
+            for metric, values in own.units[layer.name].items():
+                units[f"{layer.name}/{metric}"] = values
+            for metric, values in fresh.units[layer.name].items():
+                units[f"twin/{layer.name}/{metric}"] = values
+        return Diagnosis(header=header, layers=reports, findings=judge(reports)), units
 
 
 def _tick(watcher: Watcher, done: int, total: int, unit: str) -> None:
@@ -314,7 +600,12 @@ def _share_head(loaded: LoadedModel, twin: nn.Module, notes: list[str], *, seed:
                 other[name].copy_(own[name])
 
 
-def _reports(outline: ModelOutline, own: Measured, fresh: Measured) -> tuple[LayerReport, ...]:
+def _reports(
+    outline: ModelOutline,
+    own: Measured,
+    fresh: Measured,
+    intervals: Mapping[str, dict[str, tuple[float, float]]],
+) -> tuple[LayerReport, ...]:
     order = metric_names()
 
     def sorted_figures(measured: Measured, layer: str) -> dict[str, MetricValue]:
@@ -334,6 +625,7 @@ def _reports(outline: ModelOutline, own: Measured, fresh: Measured) -> tuple[Lay
             head=layer.head,
             metrics=sorted_figures(own, layer.name),
             twin_metrics=sorted_figures(fresh, layer.name),
+            ratio_intervals=intervals.get(layer.name, {}),
         )
         for layer in outline.layers
     )
@@ -493,8 +785,6 @@ def _sorted_metadata(data: bytes) -> bytes:
     The library keeps metadata in a hash map whose order changes from process to process; the
     tensors' part is already in a fixed order.
     """
-    import json
-
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     metadata = header.pop("__metadata__", {})
@@ -676,8 +966,6 @@ def write_run(
     for name, plan in record.plans.items():
         safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name).strip(". ") or "plan"
         write_whole(out / "plans" / f"{safe}.json", plan_json(plan))
-    import json
-
     last: dict[str, dict[str, float | None]] = {}
     for step in steps:
         if step.val_accuracy is not None:
@@ -713,6 +1001,8 @@ __all__ = [
     "Watcher",
     "diagnose",
     "edited_model",
+    "measure_part",
+    "merge_parts",
     "outline_model",
     "plan_outline",
     "prepare_trial",

@@ -1,9 +1,4 @@
-"""Tensor -> small tensor: pure arithmetic, and accumulators that merge exactly.
-
-Every accumulator holds plain sums in float64, to which each batch adds its own sum (taken in
-float32, pairwise), so adding batches one by one, in shards, or merging two halves gives the same
-result up to the rounding of float64 sums.
-"""
+"""Tensor -> small tensor: pure arithmetic, and moments that merge exactly."""
 
 from __future__ import annotations
 
@@ -11,10 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-
-Intervals = tuple[tuple[float, float], ...]
 
 
 def unit_axis(kind: str, ndim: int) -> int:
@@ -26,82 +19,40 @@ def unit_axis(kind: str, ndim: int) -> int:
     return 1 if kind == "conv" and ndim > 1 else ndim - 1
 
 
-def _others(tensor: Tensor, axis: int) -> tuple[int, ...]:
-    return tuple(i for i in range(tensor.ndim) if i != axis)
-
-
-def in_intervals(z: Float[Tensor, "*shape"], intervals: Intervals) -> Bool[Tensor, "*shape"]:
-    """Return a boolean tensor, true where z lies in one of the closed intervals. NaN is false."""
-    inside = torch.zeros_like(z, dtype=torch.bool)
-    for low, high in intervals:
-        if low == -math.inf:
-            inside |= z <= high
-        elif high == math.inf:
-            inside |= z >= low
-        else:
-            inside |= (z >= low) & (z <= high)
-    return inside
-
-
 @dataclass(slots=True)
-class UnitSums:
-    """Sums over rows, a figure a unit, of one activation site.
+class Moments:
+    """Count, mean and sum of squared deviations, entry by entry; entries may be missing (NaN).
 
     Attributes:
-        rows: Rows seen (samples times positions).
-        positive: Rows with z > 0, (units,) float64.
-        saturated: Rows whose z lies in a saturated interval, (units,) float64.
-        nonzero: Rows with h != 0, (units,) float64.
-        abs_h: Sum of |h|, (units,) float64.
-        gradient_rows: Rows whose gradient was seen.
-        abs_gradient: Sum of |dL/dh| of the per-sample loss, (units,) float64.
+        count: float64, how many values each entry has seen.
+        mean: float64, same shape.
+        m2: float64, same shape; sum of (x - mean)^2.
+
+    Source:
+        Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+        variances", 1979.
     """
 
-    rows: int
-    positive: Tensor
-    saturated: Tensor
-    nonzero: Tensor
-    abs_h: Tensor
-    gradient_rows: int
-    abs_gradient: Tensor
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
 
     @classmethod
-    def empty(cls, units: int, device: torch.device | str = "cpu") -> UnitSums:
-        """Return sums over no rows."""
-        zeros = [torch.zeros(units, dtype=torch.float64, device=device) for _ in range(5)]
-        return cls(0, zeros[0], zeros[1], zeros[2], zeros[3], 0, zeros[4])
+    def of(cls, values: Float[Tensor, "*shape"]) -> Moments:
+        """Return the moments of one value an entry; NaN stands for none."""
+        there = ~values.isnan()
+        value = torch.where(there, values.double(), 0.0)
+        return cls(there.double(), value, torch.zeros_like(value))
 
-    def add_input(self, z: Tensor, axis: int, intervals: Intervals) -> None:
-        """Count the rows of a pre-activation; units on `axis`."""
-        over = _others(z, axis)
-        self.rows += z.numel() // z.shape[axis]
-        self.positive += (z > 0).sum(over)
-        if intervals:
-            self.saturated += in_intervals(z, intervals).sum(over)
-
-    def add_output(self, h: Tensor, axis: int) -> None:
-        """Add the magnitudes of an activation's output; units on `axis`."""
-        over = _others(h, axis)
-        magnitude = h.abs()
-        self.abs_h += magnitude.sum(over, dtype=torch.float32)
-        self.nonzero += (h != 0).sum(over)
-
-    def add_gradient(self, gradient: Tensor, axis: int, scale: float) -> None:
-        """Add |gradient| times `scale`; units on `axis`."""
-        self.gradient_rows += gradient.numel() // gradient.shape[axis]
-        total = gradient.abs().sum(_others(gradient, axis), dtype=torch.float32)
-        self.abs_gradient += total.double() * scale
-
-    def merged(self, other: UnitSums) -> UnitSums:
-        """Return the sums over both sets of rows."""
-        return UnitSums(
-            self.rows + other.rows,
-            self.positive + other.positive,
-            self.saturated + other.saturated,
-            self.nonzero + other.nonzero,
-            self.abs_h + other.abs_h,
-            self.gradient_rows + other.gradient_rows,
-            self.abs_gradient + other.abs_gradient,
+    def merged(self, other: Moments) -> Moments:
+        """Return the moments over the values of both; any order and grouping gives the same."""
+        count = self.count + other.count
+        share = torch.where(count > 0, other.count / count.clamp(min=1), 0.0)
+        delta = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + delta * share,
+            self.m2 + other.m2 + delta**2 * self.count * share,
         )
 
 
@@ -170,6 +121,107 @@ def effective_rank(singular_values: Float[Tensor, " k"]) -> float:
         return 0.0
     share = values / total
     return float(torch.exp(-torch.xlogy(share, share).sum()))
+
+
+def rank_for(singular_values: Float[Tensor, " k"], *, share: float = 0.99) -> int:
+    """Return how many singular values it takes for that share of their sum (srank); 0 for zeros.
+
+    Args:
+        singular_values: (k,), in any order.
+        share: In (0, 1].
+
+    Source:
+        Kumar et al., "Implicit Under-Parameterization", ICLR 2021, arXiv:2010.14498, with
+        delta = 1 - share.
+    """
+    values = singular_values.double().sort(descending=True).values
+    total = values.sum()
+    if total <= 0:
+        return 0
+    reached = values.cumsum(0) >= share * total * (1 - 1e-12)
+    return int(reached.double().argmax()) + 1
+
+
+def isometry_distance(singular_values: Float[Tensor, " k"], *, rows: int, columns: int) -> float:
+    """Return ||W'W - I||_F^2 over its smaller side, from the singular values of W.
+
+    Args:
+        singular_values: (min(rows, columns),).
+        rows: Outputs.
+        columns: Inputs.
+
+    Returns:
+        sum (s^2 - 1)^2 / k with k = min(rows, columns): W'W where W is tall, WW' where it is
+        wide, since the larger of the two can never be the identity. 0 for an isometry.
+
+    Source:
+        The deviation that FIRE (arXiv:2602.08040) drives to 0. We divide by k, so that layers
+        of different width compare.
+    """
+    squares = singular_values.double() ** 2
+    return float(((squares - 1) ** 2).sum() / min(rows, columns))
+
+
+# Fewer eigenvalues than this fit any power law.
+FEWEST_EIGENVALUES = 20
+
+
+def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
+    """Return the exponent of a power law fitted to the upper tail of a spectrum; NaN if too few.
+
+    The tail begins at that eigenvalue for which the fitted law comes closest to the empirical
+    distribution (Kolmogorov-Smirnov distance); the exponent is the maximum-likelihood one,
+    alpha = 1 + n / sum log(x / x_min).
+
+    Args:
+        eigenvalues: (k,) of W'W, not negative.
+
+    Returns:
+        alpha > 1. NaN below `FEWEST_EIGENVALUES` positive eigenvalues or when all are equal.
+
+    Source:
+        Clauset, Shalizi & Newman 2009, arXiv:0706.1062, as Martin & Mahoney apply it to layers
+        (WeightWatcher). We let the tail be no shorter than a tenth of the spectrum and never
+        fewer than ten values: shorter ones fit anything.
+    """
+    values = eigenvalues.double()
+    values = values[values > values.max() * 1e-12].sort().values if values.numel() else values
+    n = values.numel()
+    if n < FEWEST_EIGENVALUES:
+        return math.nan
+    logs = values.log()
+    starts = torch.arange(n - max(10, n // 10) + 1, device=values.device)
+    tail = n - starts
+    # Sum of log(x / x_min) over each tail, from sums over suffixes.
+    suffix = logs.flip(0).cumsum(0).flip(0)[starts]
+    spread = suffix - tail * logs[starts]
+    alpha = 1 + tail / spread
+    # Rows are tails, columns values: distance of both distribution functions at each value.
+    model = 1 - torch.exp((1 - alpha)[:, None] * (logs[None] - logs[starts][:, None]))
+    place = torch.arange(n, device=values.device)[None] - starts[:, None]
+    inside = place >= 0
+    below, upto = place / tail[:, None], (place + 1) / tail[:, None]
+    gap = torch.maximum((model - below).abs(), (model - upto).abs())
+    distance = torch.where(inside, gap, 0.0).amax(1)
+    distance = torch.where(spread > 0, distance, torch.inf)
+    best = int(distance.argmin())
+    return float(alpha[best]) if spread[best] > 0 else math.nan
+
+
+def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " k"]:
+    """Return the singular values of a finite matrix, from the eigenvalues of its smaller square.
+
+    Args:
+        matrix: (rows, columns), any float dtype.
+
+    Returns:
+        (min(rows, columns),) float64, descending. Values below about 1e-8 of the largest drown
+        in rounding: the square is taken in float64, ten times faster than a decomposition of
+        the matrix and far below what any figure here can show.
+    """
+    wide = matrix.double()
+    square = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
+    return torch.linalg.eigvalsh(square).clamp(min=0).sqrt().flip(0)
 
 
 def kurtosis(values: Float[Tensor, "*shape"]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from core.activations import Activation, activation_of
+from core.attention import Attention, attention_of
 from core.hooks import Hooks, hooks
 
 
@@ -41,9 +42,11 @@ class _Catcher(TorchFunctionMode):
         path: Callable[[], tuple[str, nn.Module]],
         before: Callable[[Site, Tensor], None],
         after: Callable[[Site, Tensor], None],
+        attended: Callable[[str, str, Attention], None] | None,
     ) -> None:
         super().__init__()
         self._path, self._before, self._after = path, before, after
+        self._attended = attended
         self._calls: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,16 +54,21 @@ class _Catcher(TorchFunctionMode):
         activation = activation_of(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
         if activation is None or not isinstance(z, Tensor):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self._attended is not None:
+                attention = attention_of(func, args, kwargs, result)
+                if attention is not None:
+                    inside = self._path()[0]
+                    base = f"{inside}:attention".lstrip(":")
+                    self._attended(self._named(base), inside, attention)
+            return result
         name, module = self._path()
         own = not any(True for _ in module.children()) and not any(
             True for _ in module.parameters(recurse=False)
         )
         base = name if own else f"{name}:{activation.name}".lstrip(":")
-        self._calls[base] += 1
-        count = self._calls[base]
         site = Site(
-            name=base if count == 1 else f"{base}#{count}",
+            name=self._named(base),
             activation=activation,
             type=type(module).__name__ if own else activation.name,
         )
@@ -70,6 +78,11 @@ class _Catcher(TorchFunctionMode):
         self._after(site, result)
         return result
 
+    def _named(self, base: str) -> str:
+        self._calls[base] += 1
+        count = self._calls[base]
+        return base if count == 1 else f"{base}#{count}"
+
 
 @contextmanager
 def watched_forward(
@@ -78,6 +91,7 @@ def watched_forward(
     on_layer: Callable[[str, nn.Module, tuple[Any, ...], Any], None] | None = None,
     before_activation: Callable[[Site, Tensor], None] = lambda site, z: None,
     after_activation: Callable[[Site, Tensor], None] = lambda site, h: None,
+    on_attention: Callable[[str, str, Attention], None] | None = None,
 ) -> Iterator[Hooks]:
     """Watch the one forward pass run inside the block.
 
@@ -87,6 +101,8 @@ def watched_forward(
             parameters has run, once a call.
         before_activation: Called with the site and the pre-activation z.
         after_activation: Called with the site and the output h.
+        on_attention: Called with the site's name, the path of the module it ran in, and what
+            was computed.
 
     Yields:
         The holder of hooks, for gradient hooks of the caller's own.
@@ -105,7 +121,7 @@ def watched_forward(
 
             holder.before(each, enter)
             holder.after(each, leave, always=True)
-        catcher = _Catcher(lambda: running[-1], before_activation, after_activation)
+        catcher = _Catcher(lambda: running[-1], before_activation, after_activation, on_attention)
         with catcher:
             yield holder
 

@@ -3,8 +3,10 @@
 from core.load.checkpoints import read_checkpoint, state_sha256
 from core.load.images import (
     ImageSet,
+    choose_items,
     class_counts,
     decode,
+    decode_items,
     list_datasets,
     open_images,
     outline_data,
@@ -19,13 +21,17 @@ from core.load.models import (
     load_model,
     resolve_model,
 )
+from core.load.sources import Item
 
 __all__ = [
     "ImageSet",
+    "Item",
     "LoadedModel",
     "build_module",
+    "choose_items",
     "class_counts",
     "decode",
+    "decode_items",
     "head_names",
     "list_datasets",
     "list_models",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -312,6 +312,18 @@ def decode(
     items = choose_items(images.splits[split], limit, seed=seed)
     if not items:
         raise DataError(f'The data set has no images in its "{split}" part.')
+    return decode_items(images, items, preprocessing, size=size, on_progress=on_progress)
+
+
+def decode_items(
+    images: ImageSet,
+    items: Sequence[Item],
+    preprocessing: Preprocessing,
+    *,
+    size: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Decode some images; returns and raises as `decode` does."""
     pixels = torch.empty((len(items), 3, size, size), dtype=torch.uint8)
     for i, item in enumerate(items):
         square = to_input(images.open(item), size=size, interpolation=preprocessing.interpolation)

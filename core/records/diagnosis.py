@@ -15,11 +15,16 @@ class MetricValue(Value):
         value: The figure; None when the metric does not apply.
         n: What it was computed over: rows for activations, batches for gradients, entries for
             weights. 0 when it does not apply.
+        half_width: Half of a 95 % interval from the spread between batches; None for figures
+            that do not vary with the images, and below two batches.
+        cap: The largest value it could have had on this sample, for ranks.
         reason: Why there is no value; None when there is one.
     """
 
     value: float | None
     n: int = 0
+    half_width: float | None = None
+    cap: float | None = None
     reason: str | None = None
 
 
@@ -27,6 +32,7 @@ class LayerReport(Value):
     """One layer's figures beside those of its fresh twin on the same batches.
 
     `metrics` and `twin_metrics` have the same keys, the names of the metric registry.
+    `ratio_intervals` holds 95 % intervals of value over twin, from batches measured in pairs.
     """
 
     name: str
@@ -41,6 +47,7 @@ class LayerReport(Value):
     head: bool
     metrics: dict[str, MetricValue]
     twin_metrics: dict[str, MetricValue]
+    ratio_intervals: dict[str, tuple[float, float]] = {}
 
     def ratio(self, metric: str) -> float | None:
         """Return value over twin's value; None where either is missing or the twin's is 0."""
@@ -50,9 +57,20 @@ class LayerReport(Value):
             return None
         return value / twin
 
+    def uncertain(self, metric: str) -> bool:
+        """Return whether this many images cannot tell the network from its twin here."""
+        interval = self.ratio_intervals.get(metric)
+        return interval is not None and interval[0] <= 1.0 <= interval[1]
+
 
 class DiagnosisHeader(Value):
-    """Everything needed to repeat the measurement."""
+    """Everything needed to repeat the measurement.
+
+    Attributes:
+        overhead_fraction: Wall time spent on reading tensors over that of the passes
+            themselves, timed within the run; None where work is queued on a device.
+        kernels: By what means sums were taken: "compiled", "triton" or "plain".
+    """
 
     schema_version: Literal[1] = 1
     model: ModelSpec
@@ -75,6 +93,8 @@ class DiagnosisHeader(Value):
     loss: float
     twin_loss: float
     wall_s: float
+    overhead_fraction: float | None = None
+    kernels: str = "plain"
     versions: dict[str, str]
     units_file: str | None = None
     units_sha256: str | None = None

@@ -1,0 +1,204 @@
+"""Attention: which calls compute it, and how evenly each head spreads it over the keys.
+
+Fused attention never shows its weights. They are computed again here, for a few queries of each
+image alone: the entropy is a mean over queries, and a sample of them is enough for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# `F.multi_head_attention_forward` hides its projections: keys are projected again for one image
+# in so many.
+MHA_EVERY = 4
+
+_SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """One computation of attention, with batch entries and heads on axes 0 and 1.
+
+    Attributes:
+        query: (batch, heads, queries, width), or None where `weights` are at hand.
+        key: (batch, heads, keys, width), or None.
+        mask: Added to the scores, broadcast to (batch, heads, queries, keys); None for none.
+        causal: Whether later keys are hidden from earlier queries.
+        scale: Factor of the scores.
+        weights: (batch, heads, queries, keys) after the softmax, where they are at hand.
+        every: Only every so many-th batch entry is there.
+    """
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    scale: float = 1.0
+    weights: Tensor | None = None
+    every: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch entries, heads, queries, keys."""
+        if self.weights is not None:
+            batch, heads, queries, keys = self.weights.shape
+        else:
+            assert self.query is not None
+            assert self.key is not None
+            batch, heads, queries, _ = self.query.shape
+            keys = self.key.shape[2]
+        return batch, heads, queries, keys
+
+    def entropy(self, chosen: Int[Tensor, "batch few"]) -> Float[Tensor, "batch head few"]:
+        """Return the entropy of the chosen queries' attention over its largest possible value.
+
+        Args:
+            chosen: (batch, few) positions of queries, an own choice for each batch entry.
+
+        Returns:
+            float32 in [0, 1]: 0 where one key gets everything, 1 where all that may be seen get
+            the same. NaN where a query sees fewer than two keys.
+        """
+        batch, heads, queries, keys = self.shape
+        few = chosen.shape[1]
+        place = chosen[:, None, :, None]
+        with torch.no_grad():
+            if self.weights is not None:
+                p = self.weights.gather(2, place.expand(batch, heads, few, keys)).float()
+                seen = torch.full_like(p[..., 0], keys)
+            else:
+                assert self.query is not None
+                assert self.key is not None
+                index = place.expand(batch, heads, few, self.query.shape[3])
+                picked = self.query.gather(2, index)
+                scores = (picked @ self.key.transpose(-2, -1)).float() * self.scale
+                if self.mask is not None:
+                    whole = self.mask.expand(batch, heads, queries, keys)
+                    scores = scores + whole.gather(2, place.expand(batch, heads, few, keys))
+                if self.causal:
+                    hidden = torch.arange(keys, device=scores.device) > place
+                    scores = scores.masked_fill(hidden, -math.inf)
+                seen = (scores > -math.inf).sum(-1).float()
+                p = scores.softmax(-1)
+            entropy = -torch.xlogy(p, p).sum(-1)
+            return torch.where(seen > 1, entropy / seen.log(), torch.nan)
+
+
+def _heads_second(tensor: Tensor) -> Tensor:
+    if tensor.ndim == 3:
+        return tensor.unsqueeze(1)
+    return tensor if tensor.ndim == 4 else tensor.flatten(0, tensor.ndim - 4)
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        zero = torch.zeros(mask.shape, dtype=torch.float32, device=like.device)
+        return zero.masked_fill(~mask, -math.inf)
+    return mask.float()
+
+
+def _fused(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention | None:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    query, key, mask = given["query"], given["key"], given.get("attn_mask")
+    if query.ndim < 3:
+        return None
+    scale = given.get("scale")
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    if query.ndim > 3 and key.shape[-3] != query.shape[-3]:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    if mask is not None:
+        mask = _added(mask, query)
+        if mask.ndim > 2:
+            lead = query.shape[:-2]
+            mask = _heads_second(mask.expand(*lead, *mask.shape[-2:]))
+        elif mask.ndim < 2:
+            return None
+    return Attention(
+        query=_heads_second(query.detach()),
+        key=_heads_second(key.detach()),
+        mask=None if mask is None else mask.detach(),
+        causal=bool(given.get("is_causal", False)),
+        scale=float(scale),
+    )
+
+
+def _multi_head(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention | None:
+    names = (
+        "query",
+        "key",
+        "value",
+        "embed_dim_to_check",
+        "num_heads",
+        "in_proj_weight",
+        "in_proj_bias",
+        "bias_k",
+        "bias_v",
+        "add_zero_attn",
+    )
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    query, key, heads = given["query"], given["key"], int(given["num_heads"])
+    packed, bias = given["in_proj_weight"], given["in_proj_bias"]
+    odd = (
+        given.get("attn_mask"),
+        given.get("key_padding_mask"),
+        given.get("bias_k"),
+        given.get("static_k"),
+    )
+    if packed is None or query.ndim != 3 or any(each is not None for each in odd):
+        return None
+    width = query.shape[-1]
+    with torch.no_grad():
+        # (positions, batch, width) to (batch, heads, positions, width of a head).
+        projected = []
+        for i, tokens in enumerate((query, key)):
+            part = slice(i * width, (i + 1) * width)
+            some = tokens.detach()[:, ::MHA_EVERY]
+            made = F.linear(some, packed[part], None if bias is None else bias[part])
+            projected.append(
+                made.unflatten(-1, (heads, width // heads)).permute(1, 2, 0, 3).detach()
+            )
+    return Attention(
+        query=projected[0],
+        key=projected[1],
+        causal=bool(given.get("is_causal", False)),
+        scale=(width // heads) ** -0.5,
+        every=MHA_EVERY,
+    )
+
+
+def _softmax(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Attention | None:
+    scores = args[0] if args else kwargs.get("input")
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    if not isinstance(scores, Tensor) or scores.ndim < 4 or dim not in (-1, scores.ndim - 1):
+        return None
+    # One key is no choice; one query of one head is a weighting of something else.
+    if scores.shape[-1] < 2:
+        return None
+    return Attention(weights=_heads_second(result.detach()))
+
+
+def attention_of(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+) -> Attention | None:
+    """Return what attention a finished call computed, or None where it computed none.
+
+    Known are `F.scaled_dot_product_attention`, `F.multi_head_attention_forward` without masks,
+    and a softmax over the last axis of a tensor of four axes or more.
+    """
+    if function is F.scaled_dot_product_attention:
+        return _fused(args, kwargs)
+    if function is F.multi_head_attention_forward:
+        return _multi_head(args, kwargs)
+    if function in _SOFTMAX:
+        return _softmax(args, kwargs, result)
+    return None

@@ -1,0 +1,189 @@
+"""Sums over a tensor in a single read of it, by the fastest means the machine has.
+
+Several `sum` and `abs` calls read an activation several times, and reading is all they cost. One
+kernel takes every sum on the way: a Triton kernel on CUDA, a small C kernel on the CPU. The C
+kernel is built once by the machine's own compiler and kept; where there is none, or where it
+fails its check against the plain sums, those are used. `LIMBER_KERNELS=plain` asks for them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from core.kernels import plain
+
+Intervals = tuple[tuple[float, float], ...]
+
+MOST_INTERVALS = 4
+
+
+class Want(IntFlag):
+    """Which sums a read takes; the rows of the result stand in this order."""
+
+    ABSOLUTE = 1
+    POSITIVE = 2
+    INSIDE = 4
+    NEAR = 8
+    OFFSET = 16
+
+
+ROWS = {flag: row for row, flag in enumerate(Want)}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The numbers a read compares with.
+
+    Attributes:
+        intervals: Closed intervals counted by INSIDE, at most `MOST_INTERVALS`.
+        middle: What OFFSET measures the distance from.
+        near: The largest magnitude NEAR counts.
+    """
+
+    intervals: Intervals = ()
+    middle: float = 0.0
+    near: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.intervals) > MOST_INTERVALS:
+            raise ValueError(f"{len(self.intervals)} intervals; at most {MOST_INTERVALS}")
+
+
+def folded(x: Tensor, axis: int) -> tuple[Tensor, int, int, int]:
+    """Return a tensor as (rows, units, inner) in the order it lies in memory.
+
+    Args:
+        x: Any shape, units on `axis`.
+        axis: Not negative.
+
+    Returns:
+        A tensor whose memory holds rows * units * inner entries in that order (`x` itself, or a
+        copy where its layout is neither), and the three sizes. Which rows come first is left
+        open: sums do not depend on it.
+    """
+    units = x.shape[axis]
+    others = [i for i in range(x.ndim) if i != axis]
+    last = x.permute(*others, axis)
+    if last.is_contiguous():
+        return last, x.numel() // max(units, 1), units, 1
+    if not x.is_contiguous():
+        # Channels-last with a padded or sliced batch, or an expanded gradient.
+        return last.contiguous(), x.numel() // max(units, 1), units, 1
+    inner = math.prod(x.shape[axis + 1 :])
+    return x, math.prod(x.shape[:axis]), units, inner
+
+
+def backend(device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
+    """Return which means sums on that device and dtype use: "compiled", "triton" or "plain"."""
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    return _means(kind, dtype, os.environ.get("LIMBER_KERNELS", ""))
+
+
+@cache
+def _means(kind: str, dtype: torch.dtype, asked: str) -> str:
+    if asked == "plain" or dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "plain"
+    if kind == "cuda":
+        return "triton" if _triton_works() else "plain"
+    if kind == "cpu" and dtype != torch.float16:
+        from core.kernels import compiled
+
+        return "compiled" if compiled.library() is not None else "plain"
+    return "plain"
+
+
+@cache
+def _triton_works() -> bool:
+    try:
+        from core.kernels import gpu
+    except ImportError:
+        return False
+    return gpu.available()
+
+
+def unit_sums(
+    x: Float[Tensor, "*shape"], axis: int, want: Want, limits: Limits | None = None
+) -> Float[Tensor, "5 unit"]:
+    """Return sums over all rows of a tensor, a column a unit.
+
+    Args:
+        x: float32, bfloat16, float16 or float64, units on `axis`.
+        axis: The axis that counts units.
+        want: Which sums; rows of the result that were not asked for are 0.
+        limits: What INSIDE, NEAR and OFFSET compare with.
+
+    Returns:
+        (5, units) float64 on the tensor's device: sum |x|, count x > 0, count of x inside an
+        interval, count |x| <= near, sum |x - middle|. NaN counts nowhere and makes sums NaN.
+        Sums of a float16 or bfloat16 tensor are taken in float32. The order of additions
+        depends on shape and layout alone.
+    """
+    limits = limits or Limits()
+    x = x.detach()
+    means = backend(x.device, x.dtype)
+    if x.numel() == 0 or means == "plain":
+        return plain.unit_sums(x, axis, int(want), limits.intervals, limits.middle, limits.near)
+    tensor, rows, units, inner = folded(x, axis)
+    if means == "compiled":
+        from core.kernels import compiled
+
+        return compiled.unit_sums(tensor, rows, units, inner, int(want), limits)
+    from core.kernels import gpu
+
+    return gpu.unit_sums(tensor, rows, units, inner, int(want), limits)
+
+
+def gradient_sums(
+    weight: Float[Tensor, "*shape"],
+    gradient: Float[Tensor, "*shape"],
+    total: Float[Tensor, "*shape"] | None = None,
+    *,
+    scale: float = 1.0,
+) -> Float[Tensor, "4 row"]:
+    """Return sums over a weight's gradient by output unit, and add it to a running total.
+
+    Args:
+        weight: Any shape with at least one axis; rows are the first axis.
+        gradient: Same shape.
+        total: Same shape; `scale * gradient` is added to it in place. None adds nowhere.
+        scale: What the gradient is multiplied with first.
+
+    Returns:
+        (4, rows) float64 on the weight's device: sum g^2, sum |g|, sum |w g|, count g == 0, with
+        g = scale * gradient.
+    """
+    weight, gradient = weight.detach(), gradient.detach()
+    together = [weight, gradient] + ([] if total is None else [total])
+    if backend(weight.device) == "compiled" and all(
+        each.dtype == torch.float32 and _order(each) == _order(weight) and _dense(each)
+        for each in together
+    ):
+        from core.kernels import compiled
+
+        return compiled.gradient_sums(weight, gradient, total, scale)
+    return plain.gradient_sums(weight, gradient, total, scale)
+
+
+def _order(tensor: Tensor) -> tuple[int, ...]:
+    # The stride of an axis of one entry says nothing about where entries lie.
+    return tuple(
+        stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1
+    )
+
+
+def _dense(tensor: Tensor) -> bool:
+    # Channels-last weights are dense too: each output unit is one run of memory in both.
+    return tensor.is_contiguous() or (
+        tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+__all__ = ["ROWS", "Intervals", "Limits", "Want", "backend", "folded", "gradient_sums", "unit_sums"]

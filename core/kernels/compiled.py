@@ -1,0 +1,254 @@
+"""The C kernel: built once by the machine's compiler, kept, checked, and run over threads.
+
+Nothing here may fail loudly: a machine without a compiler, a read-only home or an odd C library
+gets the plain sums and a slower measurement, not an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from core.kernels import plain
+
+if TYPE_CHECKING:
+    from core.kernels import Limits
+
+SOURCE = Path(__file__).with_name("sums.c")
+BUILD_S = 60.0
+# Entries a piece of work; pieces depend on the shape alone, so that sums do not depend on how
+# many threads there are.
+PIECE = 1 << 19
+BLOCK = 512
+SUMS = 5
+_FLAGS = ("-O2", "-march=native", "-shared", "-fPIC")
+
+
+class _Limits(ctypes.Structure):
+    _fields_ = [
+        ("intervals", ctypes.c_int32),
+        ("low", ctypes.c_float * 4),
+        ("high", ctypes.c_float * 4),
+        ("middle", ctypes.c_float),
+        ("near", ctypes.c_float),
+    ]
+
+
+def _compiler() -> str | None:
+    asked = os.environ.get("CC", "").split()
+    for name in (*asked[:1], "cc", "gcc", "clang"):
+        found = shutil.which(name)
+        if found:
+            return found
+    return None
+
+
+def _processor() -> str:
+    # A library built for one processor may hold instructions another lacks, and homes are
+    # shared between machines.
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor() + platform.machine()
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "limber" / "kernels"
+
+
+def _built() -> Path | None:
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    source = SOURCE.read_bytes()
+    key = b"\0".join([source, compiler.encode(), _processor().encode(), " ".join(_FLAGS).encode()])
+    name = f"sums-{hashlib.sha256(key).hexdigest()[:16]}.so"
+    for folder in (_folder, lambda: Path(tempfile.mkdtemp(prefix="limber-"))):
+        try:
+            place = folder()
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if place.stat().st_uid != os.getuid():
+                # Whoever owns the folder could put code into this process.
+                continue
+            target = place / name
+            if not target.is_file():
+                _build(compiler, target)
+            return target
+        except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError):
+            continue
+    return None
+
+
+def _build(compiler: str, target: Path) -> None:
+    handle, half = tempfile.mkstemp(suffix=".so", dir=target.parent)
+    os.close(handle)
+    try:
+        subprocess.run(
+            [compiler, *_FLAGS, "-o", half, str(SOURCE)],
+            check=True,
+            timeout=BUILD_S,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        Path(half).replace(target)
+    finally:
+        Path(half).unlink(missing_ok=True)
+
+
+@cache
+def library() -> Any | None:
+    """Return the loaded and checked kernel, or None where there is none."""
+    path = _built()
+    if path is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(path))
+        long, pointer = ctypes.c_long, ctypes.c_void_p
+        loaded.unit_sums.argtypes = [
+            pointer,
+            long,
+            long,
+            long,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.POINTER(_Limits),
+            pointer,
+        ]
+        loaded.unit_sums.restype = ctypes.c_int
+        loaded.gradient_sums.argtypes = [
+            pointer,
+            pointer,
+            ctypes.c_float,
+            pointer,
+            long,
+            long,
+            pointer,
+        ]
+        loaded.gradient_sums.restype = None
+    except (OSError, AttributeError):
+        return None
+    return loaded if _agrees(loaded) else None
+
+
+def _agrees(loaded: Any) -> bool:
+    """Return whether a small read gives what the plain sums give."""
+    x = torch.linspace(-7, 7, 5 * 37 * 3).reshape(5, 37, 3)
+    intervals = ((-math.inf, 0.0), (6.0, math.inf))
+    for shaped, axis, inner in ((x, 1, 3), (x.reshape(15, 37), 1, 1)):
+        out = torch.zeros((SUMS, 37), dtype=torch.float64)
+        rows = shaped.numel() // 37 // inner
+        limits = _limits(intervals, 3.0, 0.5)
+        done = loaded.unit_sums(
+            shaped.data_ptr(), rows, 37, inner, 0, 31, ctypes.byref(limits), out.data_ptr()
+        )
+        truth = plain.unit_sums(shaped, axis, 31, intervals, 3.0, 0.5)
+        if not done or not torch.allclose(out, truth, rtol=1e-5):
+            return False
+    return True
+
+
+def _limits(intervals: Sequence[tuple[float, float]], middle: float, near: float) -> _Limits:
+    held = _Limits(intervals=len(intervals), middle=middle, near=near)
+    # Without any, the first one holds nothing.
+    for i, (low, high) in enumerate(intervals or ((math.inf, -math.inf),)):
+        held.low[i], held.high[i] = low, high
+    return held
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="limber-sums")
+
+
+def _each(pieces: int, work: Callable[[int], None]) -> None:
+    """Run every piece; ctypes lets go of the interpreter's lock, so threads really run."""
+    threads = min(torch.get_num_threads(), pieces)
+    if threads < 2:
+        for piece in range(pieces):
+            work(piece)
+        return
+    for done in _workers(torch.get_num_threads()).map(work, range(pieces)):
+        del done
+
+
+def unit_sums(x: Tensor, rows: int, units: int, inner: int, want: int, limits: Limits) -> Tensor:
+    """Return (5, units) float64 sums of a tensor that lies as (rows, units, inner)."""
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError("the compiled kernel is not there; ask `backend` first")
+    held = _limits(limits.intervals, limits.middle, limits.near)
+    a_row = units * inner
+    step = max(1, PIECE // a_row)
+    if inner == 1:
+        step = max(BLOCK, step // BLOCK * BLOCK)
+    pieces = -(-rows // step)
+    out = torch.zeros((pieces, SUMS, units), dtype=torch.float64)
+    start, width, bfloat = x.data_ptr(), x.element_size(), int(x.dtype == torch.bfloat16)
+    goal, stride = out.data_ptr(), SUMS * units * 8
+
+    def work(piece: int) -> None:
+        first = piece * step
+        loaded.unit_sums(
+            start + first * a_row * width,
+            min(step, rows - first),
+            units,
+            inner,
+            bfloat,
+            want,
+            ctypes.byref(held),
+            goal + piece * stride,
+        )
+
+    # Asked of the first piece alone: the answer depends on `want`.
+    if want not in _BUILT:
+        raise ValueError(f"no kernel takes the sums {want}; add the case to {SOURCE.name}")
+    _each(pieces, work)
+    return out[0] if pieces == 1 else out.sum(0)
+
+
+_BUILT = frozenset({1, 6, 9, 25, 15, 31})
+
+
+def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale: float) -> Tensor:
+    """Return (4, rows) float64 sums; all tensors float32, dense, laid out alike."""
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError("the compiled kernel is not there; ask `backend` first")
+    rows = weight.shape[0] if weight.ndim else 1
+    inner = weight.numel() // max(rows, 1)
+    out = torch.zeros((4, rows), dtype=torch.float64)
+    step = max(1, PIECE // max(inner, 1))
+    pieces = -(-rows // step) if weight.numel() else 0
+    addresses = weight.data_ptr(), gradient.data_ptr(), total.data_ptr() if total is not None else 0
+
+    def work(piece: int) -> None:
+        first = piece * step
+        count = min(step, rows - first)
+        at = 4 * first * inner
+        w, g, t = addresses
+        part = out if pieces == 1 else torch.zeros((4, count), dtype=torch.float64)
+        loaded.gradient_sums(
+            w + at, g + at, scale, t + at if t else None, count, inner, part.data_ptr()
+        )
+        if pieces > 1:
+            out[:, first : first + count] = part
+
+    _each(pieces, work)
+    return out

@@ -1,0 +1,245 @@
+/* One read of a tensor, up to five sums for each unit.
+ *
+ * The tensor is seen as (rows, units, inner). With inner == 1 (channels last, tokens) a strip of
+ * neighbouring units is summed down the rows in registers; otherwise each unit's run of inner
+ * values is summed across. Counts are integers and exact; sums are taken in float over at most
+ * BLOCK values a lane and then added in double, in an order that depends on the shape alone.
+ *
+ * Vectors are the compiler's own (GCC, Clang); no flag that lets it reorder sums or drop NaN.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#define STRIP 4
+#define BLOCK 512
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+
+enum { ABSOLUTE = 1, POSITIVE = 2, INSIDE = 4, NEAR = 8, OFFSET = 16, SUMS = 5 };
+
+typedef struct {
+    int32_t intervals;
+    float low[4], high[4];
+    float middle, near;
+} limits;
+
+typedef struct {
+    vf absolute, offset;
+    vi positive, inside, near;
+} sums;
+
+static inline vf load_float(const void *at) {
+    vf x;
+    memcpy(&x, at, sizeof x);
+    return x;
+}
+
+static inline vf load_bfloat(const void *at) {
+    vh half;
+    memcpy(&half, at, sizeof half);
+    vi wide = __builtin_convertvector(half, vi) << 16;
+    vf x;
+    memcpy(&x, &wide, sizeof x);
+    return x;
+}
+
+static inline vf magnitude(vf x) {
+    vi bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= 0x7fffffff;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* `what` is a constant wherever this is inlined, so what is not asked for costs nothing. `live`
+ * masks lanes beyond the end, which hold zeros. */
+static inline __attribute__((always_inline)) void add(sums *s, vf x, vi live, int what,
+                                                      const limits *by) {
+    if (what & ABSOLUTE) s->absolute += magnitude(x);
+    if (what & POSITIVE) s->positive -= (x > 0.0f);
+    if (what & NEAR) s->near -= (magnitude(x) <= by->near) & live;
+    if (what & OFFSET) {
+        vf off = magnitude(x - by->middle);
+        vi bits;
+        memcpy(&bits, &off, sizeof bits);
+        bits &= live;
+        memcpy(&off, &bits, sizeof off);
+        s->offset += off;
+    }
+    if (what & INSIDE) {
+        vi in = (x >= by->low[0]) & (x <= by->high[0]);
+        for (int i = 1; i < by->intervals; i++) in |= (x >= by->low[i]) & (x <= by->high[i]);
+        s->inside -= in & live;
+    }
+}
+
+static inline __attribute__((always_inline)) void flush_strip(const sums *s, double *out,
+                                                              long units, int lanes, int what) {
+    for (int k = 0; k < lanes; k++) {
+        if (what & ABSOLUTE) out[k] += s->absolute[k];
+        if (what & POSITIVE) out[units + k] += s->positive[k];
+        if (what & INSIDE) out[2 * units + k] += s->inside[k];
+        if (what & NEAR) out[3 * units + k] += s->near[k];
+        if (what & OFFSET) out[4 * units + k] += s->offset[k];
+    }
+}
+
+static inline __attribute__((always_inline)) vf part(const char *at, int lanes, int bfloat) {
+    /* The last few units of a row: never read past them. */
+    char room[4 * LANES] = {0};
+    memcpy(room, at, (size_t)lanes * (bfloat ? 2 : 4));
+    return bfloat ? load_bfloat(room) : load_float(room);
+}
+
+static inline __attribute__((always_inline)) void sum_all(const char *x, long rows, long units,
+                                                          long inner, double *out, int what,
+                                                          const limits *by, int bfloat) {
+    const long width = bfloat ? 2 : 4;
+    const vi all = ((vi){0}) - 1;
+    if (inner == 1) {
+        for (long top = 0; top < rows; top += BLOCK) {
+            const long bottom = top + BLOCK < rows ? top + BLOCK : rows;
+            long u = 0;
+            for (; u + STRIP * LANES <= units; u += STRIP * LANES) {
+                sums s[STRIP];
+                memset(s, 0, sizeof s);
+                for (long r = top; r < bottom; r++) {
+                    const char *at = x + (r * units + u) * width;
+                    for (int k = 0; k < STRIP; k++) {
+                        const char *here = at + k * LANES * width;
+                        add(&s[k], bfloat ? load_bfloat(here) : load_float(here), all, what,
+                            by);
+                    }
+                }
+                for (int k = 0; k < STRIP; k++)
+                    flush_strip(&s[k], out + u + k * LANES, units, LANES, what);
+            }
+            for (; u + LANES <= units; u += LANES) {
+                sums s;
+                memset(&s, 0, sizeof s);
+                for (long r = top; r < bottom; r++) {
+                    const char *here = x + (r * units + u) * width;
+                    add(&s, bfloat ? load_bfloat(here) : load_float(here), all, what, by);
+                }
+                flush_strip(&s, out + u, units, LANES, what);
+            }
+            if (u < units) {
+                sums s;
+                memset(&s, 0, sizeof s);
+                const int left = (int)(units - u);
+                for (long r = top; r < bottom; r++)
+                    add(&s, part(x + (r * units + u) * width, left, bfloat), all, what, by);
+                flush_strip(&s, out + u, units, left, what);
+            }
+        }
+        return;
+    }
+    for (long r = 0; r < rows; r++)
+        for (long u = 0; u < units; u++) {
+            const char *run = x + (r * units + u) * inner * width;
+            double total[2] = {0, 0};
+            long counts[3] = {0, 0, 0};
+            for (long begin = 0; begin < inner; begin += BLOCK * LANES) {
+                const long end = begin + BLOCK * LANES < inner ? begin + BLOCK * LANES : inner;
+                sums s;
+                memset(&s, 0, sizeof s);
+                long i = begin;
+                for (; i + LANES <= end; i += LANES) {
+                    const char *here = run + i * width;
+                    add(&s, bfloat ? load_bfloat(here) : load_float(here), all, what, by);
+                }
+                if (i < end) {
+                    vi live;
+                    for (int k = 0; k < LANES; k++) live[k] = k < end - i ? -1 : 0;
+                    add(&s, part(run + i * width, (int)(end - i), bfloat), live, what, by);
+                }
+                for (int k = 0; k < LANES; k++) {
+                    if (what & ABSOLUTE) total[0] += s.absolute[k];
+                    if (what & OFFSET) total[1] += s.offset[k];
+                    if (what & POSITIVE) counts[0] += s.positive[k];
+                    if (what & INSIDE) counts[1] += s.inside[k];
+                    if (what & NEAR) counts[2] += s.near[k];
+                }
+            }
+            if (what & ABSOLUTE) out[u] += total[0];
+            if (what & POSITIVE) out[units + u] += (double)counts[0];
+            if (what & INSIDE) out[2 * units + u] += (double)counts[1];
+            if (what & NEAR) out[3 * units + u] += (double)counts[2];
+            if (what & OFFSET) out[4 * units + u] += total[1];
+        }
+}
+
+#define CASE(W)                                                                          \
+    case (W):                                                                            \
+        if (bfloat) sum_all(x, rows, units, inner, out, (W), by, 1);                     \
+        else sum_all(x, rows, units, inner, out, (W), by, 0);                            \
+        return 1;
+
+/* Adds to out (SUMS, units). Returns 1, or 0 where this combination is not built. */
+int unit_sums(const char *x, long rows, long units, long inner, int bfloat, int what,
+              const limits *by, double *out) {
+    switch (what) {
+        CASE(ABSOLUTE)
+        CASE(POSITIVE | INSIDE)
+        CASE(ABSOLUTE | NEAR)
+        CASE(ABSOLUTE | NEAR | OFFSET)
+        CASE(ABSOLUTE | POSITIVE | INSIDE | NEAR)
+        CASE(ABSOLUTE | POSITIVE | INSIDE | NEAR | OFFSET)
+    }
+    return 0;
+}
+
+/* One read of a batch's gradient g beside the weight w: adds g to `total` (rows, inner), and for
+ * each row sum g^2, sum |g|, sum |w g| and the count of g == 0 to out (4, rows). */
+void gradient_sums(const float *w, const float *g, float scale, float *total, long rows,
+                   long inner, double *out) {
+    for (long r = 0; r < rows; r++) {
+        const float *wr = w + r * inner, *gr = g + r * inner;
+        float *tr = total ? total + r * inner : 0;
+        double squares = 0, absolute = 0, products = 0;
+        long zeros = 0;
+        for (long begin = 0; begin < inner; begin += BLOCK * LANES) {
+            const long end = begin + BLOCK * LANES < inner ? begin + BLOCK * LANES : inner;
+            vf a = {0}, b = {0}, c = {0};
+            vi zero = {0};
+            long i = begin;
+            for (; i + LANES <= end; i += LANES) {
+                const vf x = load_float(gr + i) * scale, y = load_float(wr + i);
+                if (tr) {
+                    const vf sum = load_float(tr + i) + x;
+                    memcpy(tr + i, &sum, sizeof sum);
+                }
+                a += x * x;
+                b += magnitude(x);
+                c += magnitude(x * y);
+                zero -= (x == 0.0f);
+            }
+            for (int k = 0; k < LANES; k++) {
+                squares += a[k];
+                absolute += b[k];
+                products += c[k];
+                zeros += zero[k];
+            }
+            for (; i < end; i++) {
+                const float x = gr[i] * scale;
+                const double product = (double)x * wr[i];
+                if (tr) tr[i] += x;
+                squares += (double)x * x;
+                absolute += x < 0 ? -x : x;
+                products += product < 0 ? -product : product;
+                zeros += x == 0;
+            }
+        }
+        out[r] += squares;
+        out[rows + r] += absolute;
+        out[2 * rows + r] += products;
+        out[3 * rows + r] += (double)zeros;
+    }
+}

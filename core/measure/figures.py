@@ -1,0 +1,454 @@
+"""Sums -> figures: what a shard says of each layer, once, after the last batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.kernels import ROWS, Want, gradient_sums
+from core.measure.gauge import BATCH_FIGURES, Gauge
+from core.measure.shard import HeadSums, SiteSums
+from core.metrics import DORMANT_TAU, NEAR_ZERO, RARELY_ACTIVE
+from core.records import LayerInfo, MetricValue
+from core.reductions import (
+    FEWEST_EIGENVALUES,
+    Moments,
+    as_matrix,
+    binary_entropy,
+    dormant_fraction,
+    dormant_score,
+    effective_rank,
+    isometry_distance,
+    kurtosis,
+    power_law_alpha,
+    rank_for,
+    singular_values,
+    stable_rank,
+)
+
+RESOLUTION = 1e-6
+HISTOGRAM_BINS = 64
+
+UnitFigures = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One network's figures.
+
+    Attributes:
+        loss: Mean cross-entropy over all samples, in nats.
+        samples: Number of samples.
+        batches: Number of batches.
+        metrics: Layer name to metric name to figure.
+        units: Layer name to metric name to float32 array (units,) or (heads,).
+        unit_counts: Layer name to number of units behind its activation, or of its outputs.
+        activation_types: Layer name to the name of the activation it feeds.
+        backend: By what means sums were taken.
+    """
+
+    loss: float
+    samples: int
+    batches: int
+    metrics: Mapping[str, Mapping[str, MetricValue]]
+    units: Mapping[str, UnitFigures]
+    unit_counts: Mapping[str, int]
+    activation_types: Mapping[str, str]
+    backend: str
+
+
+GRADIENT_NAMES = (
+    "grad_l2",
+    "grad_mean_abs",
+    "relative_grad_norm",
+    "weight_grad_mean_abs",
+    "grad_zero_fraction",
+    "grad_snr",
+    "optimization_readiness",
+)
+SITE_NAMES = (
+    "saturated_fraction",
+    "rho_b",
+    "dead_fraction",
+    "rarely_active_fraction",
+    "dormant_fraction",
+    "near_zero_output_fraction",
+    "activation_mean_abs",
+    "sign_entropy",
+    "activation_effective_rank",
+    "activation_srank",
+)
+AT_UNITS = ("unit_grad_mean_abs_mean", "grad_dormant_fraction")
+RANKS = ("stable_rank", "effective_rank", "isometry_distance", "power_law_alpha")
+# Figures made of powers of ||mean g||: relative noise grows with the power, to first order.
+_POWERS = {"grad_snr": 1.0, "optimization_readiness": 4.0}
+
+
+def missing(names: Iterable[str], reason: str) -> dict[str, MetricValue]:
+    """Return one and the same reason for each name."""
+    return {name: MetricValue(value=None, reason=reason) for name in names}
+
+
+def figures_of(gauge: Gauge, *, histograms: bool = False) -> Measured:
+    """Return the figures of all that a gauge has seen; at least one batch.
+
+    Args:
+        gauge: After its last batch.
+        histograms: Add each weight's histogram to the figures by unit.
+    """
+    shard = gauge.shard
+    metrics: dict[str, dict[str, MetricValue]] = {}
+    units: dict[str, dict[str, np.ndarray]] = {}
+    unit_counts: dict[str, int] = {}
+    types: dict[str, str] = {}
+    widths, relative = _half_widths(gauge)
+    spectra: dict[int, dict[str, MetricValue]] = {}
+    for i, layer in enumerate(gauge.layers):
+        weight = gauge.weights[layer.name].detach()
+        if id(gauge.weights[layer.name]) not in spectra:
+            spectra[id(gauge.weights[layer.name])] = _weight_figures(weight)
+        figures = dict(spectra[id(gauge.weights[layer.name])])
+        per_unit: dict[str, np.ndarray] = {}
+        if weight.ndim > 1:
+            per_unit["unit_weight_l2"] = _array(as_matrix(weight).norm(dim=1))
+            unit_counts[layer.name] = len(per_unit["unit_weight_l2"])
+        if histograms:
+            per_unit |= _histogram(weight)
+        more, arrays = _gradient_figures(gauge, layer)
+        figures |= more
+        per_unit |= arrays
+        more, arrays = _site_part(gauge, layer)
+        figures |= more
+        per_unit |= arrays
+        seen = shard.sites.get(layer.activation or "")
+        if seen is not None and seen.rows:
+            types[layer.name] = gauge.sites[layer.activation or ""].activation.name
+            unit_counts[layer.name] = seen.sums.shape[1]
+        more, arrays = _head_part(shard.heads.get(layer.attention or ""), layer)
+        figures |= more
+        per_unit |= arrays
+        for name, power in _POWERS.items():
+            value = figures[name].value
+            if value is not None and i in relative:
+                widths[i, name] = value * power * relative[i]
+        metrics[layer.name] = {
+            name: figure
+            if figure.value is None or (i, name) not in widths
+            else figure.model_copy(update={"half_width": widths[i, name]})
+            for name, figure in figures.items()
+        }
+        units[layer.name] = per_unit
+    return Measured(
+        loss=float(shard.loss) / shard.samples,
+        samples=shard.samples,
+        batches=shard.batches,
+        metrics=metrics,
+        units=units,
+        unit_counts=unit_counts,
+        activation_types=types,
+        backend=gauge.backend,
+    )
+
+
+def _student(batches: np.ndarray) -> np.ndarray:
+    """Return the two-sided 95 % point of Student's t for that many values."""
+    # Not from scipy.stats, whose import takes longer than measuring a small network.
+    from scipy.special import stdtrit
+
+    return np.asarray(stdtrit(np.maximum(batches - 1, 1), 0.975))
+
+
+def noise_share(gauge: Gauge) -> np.ndarray:
+    """Return E_B ||g_B||^2 / ||mean g||^2 by layer, (layers,); 1 where there is no gradient.
+
+    The norm of one batch's gradient is mostly noise where batches disagree, and varies less,
+    for its size, than the norm of the mean does: to first order by this factor.
+    """
+    shares = np.ones(len(gauge.layers))
+    for i, layer in enumerate(gauge.layers):
+        key = gauge.gradient_of(layer.name)
+        held = gauge.shard.gradients.get(key or "")
+        if held is not None and held.reached:
+            mean = float(held.total.double().norm()) / gauge.shard.samples
+            if mean > 0:
+                shares[i] = max(1.0, float(held.squares) / gauge.shard.samples / mean**2)
+    return shares
+
+
+def half_widths(moments: Moments) -> np.ndarray:
+    """Return half of the 95 % interval of the mean over batches; NaN below two batches."""
+    count = moments.count.cpu().numpy()
+    m2 = moments.m2.cpu().numpy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(m2 / (count - 1) / count)
+        return np.where(count > 1, _student(count) * spread, np.nan)
+
+
+GRADIENT_NORMS = ("grad_l2", "grad_mean_abs", "relative_grad_norm", "weight_grad_mean_abs")
+
+
+def _half_widths(gauge: Gauge) -> tuple[dict[tuple[int, str], float], dict[int, float]]:
+    """Return half-widths by layer's place and metric, and the norm's relative one by place."""
+    moments = gauge.shard.moments
+    if moments is None:
+        return {}, {}
+    relative: dict[int, float] = {}
+    wide, mean = half_widths(moments), moments.mean.cpu().numpy()
+    shares = noise_share(gauge)
+    found: dict[tuple[int, str], float] = {}
+    for i, _ in enumerate(gauge.layers):
+        for j, name in enumerate(BATCH_FIGURES):
+            if np.isfinite(wide[i, j]):
+                found[i, name] = float(wide[i, j]) * (
+                    float(shares[i]) if name in GRADIENT_NORMS else 1.0
+                )
+        place = BATCH_FIGURES.index("grad_l2")
+        if np.isfinite(wide[i, place]) and mean[i, place] > 0:
+            relative[i] = float(wide[i, place] / mean[i, place]) * float(shares[i])
+    return found, relative
+
+
+def ratio_intervals(
+    own: Gauge, twin: Gauge, ratios: Moments | None, found: Measured, fresh: Measured
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return 95 % intervals of value over twin, by layer and metric, from paired batches.
+
+    Each batch gives log(value / twin); the interval is Student's over batches, laid around the
+    ratio of the whole. Gradient norms are widened for the noise that a single batch's norm hides.
+
+    Args:
+        own: The network's gauge.
+        twin: The twin's, on the same batches.
+        ratios: Moments over batches of the logarithms, in the layout of `BATCH_FIGURES`.
+        found: The network's figures.
+        fresh: The twin's.
+    """
+    if ratios is None:
+        return {}
+    wide = half_widths(ratios)
+    shares = np.maximum(noise_share(own), noise_share(twin))
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for i, layer in enumerate(own.layers):
+        for j, name in enumerate(BATCH_FIGURES):
+            value = found.metrics[layer.name][name].value
+            other = fresh.metrics[layer.name][name].value
+            if not value or not other or not np.isfinite(wide[i, j]):
+                continue
+            half = float(wide[i, j]) * (float(shares[i]) if name in GRADIENT_NORMS else 1.0)
+            # Beyond e^50 an interval says "unknown" and no more.
+            factor = math.exp(min(half, 50.0))
+            ratio = value / other
+            intervals.setdefault(layer.name, {})[name] = (ratio / factor, ratio * factor)
+    return intervals
+
+
+def _array(values: Tensor) -> np.ndarray:
+    array: np.ndarray = values.detach().float().cpu().numpy()
+    return array
+
+
+def _gradient_figures(
+    gauge: Gauge, layer: LayerInfo
+) -> tuple[dict[str, MetricValue], dict[str, np.ndarray]]:
+    key = gauge.gradient_of(layer.name)
+    if key is None:
+        return missing(GRADIENT_NAMES, "the layer is frozen: it gets no gradient"), {}
+    held, shard = gauge.shard.gradients[key], gauge.shard
+    if not held.reached:
+        reason = "no gradient reaches the layer: the loss does not depend on it"
+        return missing(GRADIENT_NAMES, reason), {}
+    weight, n = gauge.weights[layer.name].detach(), shard.samples
+    by_row = gradient_sums(weight, held.total, scale=1 / n)
+    square, absolute, product, zeros = (float(each) for each in by_row.sum(1))
+    entries = weight.numel()
+    norm = math.sqrt(square)
+    if not math.isfinite(norm):
+        return missing(GRADIENT_NAMES, "the gradient is not finite: the pass overflowed"), {}
+    values = {
+        "grad_l2": norm,
+        "grad_mean_abs": absolute / entries,
+        "weight_grad_mean_abs": product / entries,
+        "grad_zero_fraction": zeros / entries,
+    }
+    figures = {name: MetricValue(value=value, n=n) for name, value in values.items()}
+    size = float(weight.double().norm())
+    figures["relative_grad_norm"] = (
+        MetricValue(value=norm / size, n=n)
+        if size > 0
+        else MetricValue(value=None, reason="the weight is all zero")
+    )
+    squares = float(held.squares) / n
+    figures |= _over_batches(norm, squares, shard.batches)
+    arrays = {"unit_grad_l2": _array(by_row[0].sqrt())} if weight.ndim > 1 else {}
+    return figures, arrays
+
+
+def _over_batches(norm: float, squares: float, batches: int) -> dict[str, MetricValue]:
+    names = ("grad_snr", "optimization_readiness")
+    if batches < 2:
+        return missing(names, "needs two batches or more")
+    readiness = (
+        MetricValue(value=norm**4 / squares, n=batches)
+        if squares > 0
+        else MetricValue(value=0.0, n=batches)
+    )
+    # Below float32's resolution a spread is rounding.
+    spread = squares - norm**2
+    noise = spread * batches / (batches - 1) if spread > RESOLUTION * norm**2 else 0.0
+    snr = (
+        MetricValue(value=norm / math.sqrt(noise), n=batches)
+        if noise > 0
+        else MetricValue(value=None, reason="the gradient is the same in every batch")
+    )
+    return {"grad_snr": snr, "optimization_readiness": readiness}
+
+
+def _site_part(
+    gauge: Gauge, layer: LayerInfo
+) -> tuple[dict[str, MetricValue], dict[str, np.ndarray]]:
+    seen = gauge.shard.sites.get(layer.activation or "")
+    if seen is None or seen.rows == 0:
+        reason = (
+            "its activation was not reached in this pass"
+            if layer.activation
+            else "the layer feeds no activation function"
+        )
+        return missing((*SITE_NAMES, *AT_UNITS), reason), {}
+    activation = gauge.sites[layer.activation or ""].activation
+    sums = seen.sums.cpu()
+    if not bool(sums.isfinite().all()):
+        return missing(
+            (*SITE_NAMES, *AT_UNITS), "the activation holds values that are not finite"
+        ), {}
+    mean_abs = sums[ROWS[Want.ABSOLUTE]] / seen.rows
+    positive = sums[ROWS[Want.POSITIVE]] / seen.rows
+    values: dict[str, Tensor | float] = {
+        "saturated_fraction": (sums[ROWS[Want.INSIDE]] / seen.rows).mean(),
+        "dormant_fraction": dormant_fraction(mean_abs, tau=DORMANT_TAU),
+        "near_zero_output_fraction": (sums[ROWS[Want.NEAR]] / seen.rows).mean(),
+        "activation_mean_abs": mean_abs.mean(),
+        "sign_entropy": binary_entropy(positive).mean(),
+    }
+    if activation.rectifies:
+        values["dead_fraction"] = (positive == 0).double().mean()
+        values["rarely_active_fraction"] = (positive < RARELY_ACTIVE).double().mean()
+    if activation.bounds is not None:
+        low, high = activation.bounds
+        values["rho_b"] = (sums[ROWS[Want.OFFSET]] / seen.rows).mean() * 2 / (high - low)
+    figures = {name: MetricValue(value=float(value), n=seen.rows) for name, value in values.items()}
+    rectifier = "only a rectifier can hold a unit at exactly 0"
+    for name, reason in (
+        ("dead_fraction", rectifier),
+        ("rarely_active_fraction", rectifier),
+        ("rho_b", "the activation has no bounds"),
+    ):
+        figures.setdefault(name, MetricValue(value=None, reason=reason))
+    arrays = {
+        "unit_saturated_fraction": _array(sums[ROWS[Want.INSIDE]] / seen.rows),
+        "unit_mean_abs": _array(mean_abs),
+        "unit_dormant_score": _array(dormant_score(mean_abs)),
+    }
+    figures |= _ranks(seen)
+    if seen.gradient_rows:
+        at_units = (seen.gradient / seen.gradient_rows).cpu()
+        values = {
+            "unit_grad_mean_abs_mean": at_units.mean(),
+            "grad_dormant_fraction": dormant_fraction(at_units, tau=DORMANT_TAU),
+        }
+        figures |= {
+            name: MetricValue(value=float(value), n=seen.gradient_rows)
+            for name, value in values.items()
+        }
+        arrays["unit_grad_mean_abs"] = _array(at_units)
+    else:
+        figures |= missing(AT_UNITS, "no gradient flows through this activation")
+    return figures, arrays
+
+
+def _ranks(seen: SiteSums) -> dict[str, MetricValue]:
+    names = ("activation_effective_rank", "activation_srank")
+    rows = seen.sample.settle()
+    n, units = (0, 0) if rows is None else rows.shape
+    if rows is None or min(n, units) < 2:
+        return missing(names, "one row or one unit has no rank")
+    if not bool(rows.isfinite().all()):
+        return missing(names, "the activation holds values that are not finite")
+    values = singular_values(rows)
+    cap = min(n, units)
+    return {
+        "activation_effective_rank": MetricValue(value=effective_rank(values), n=n, cap=cap),
+        "activation_srank": MetricValue(value=float(rank_for(values)), n=n, cap=cap),
+    }
+
+
+def _head_part(
+    heads: HeadSums | None, layer: LayerInfo
+) -> tuple[dict[str, MetricValue], dict[str, np.ndarray]]:
+    if heads is None or heads.rows == 0:
+        reason = (
+            "its attention was not reached in this pass"
+            if layer.attention
+            else "the layer makes no queries for attention"
+        )
+        return missing(("attention_entropy",), reason), {}
+    entropy = (heads.entropy / heads.rows).cpu()
+    if not bool(entropy.isfinite().all()):
+        return missing(("attention_entropy",), "a query sees fewer than two keys"), {}
+    figure = MetricValue(value=float(entropy.mean()), n=heads.rows)
+    return {"attention_entropy": figure}, {"head_attention_entropy": _array(entropy)}
+
+
+def _histogram(weight: Tensor) -> dict[str, np.ndarray]:
+    entries = weight.float().reshape(-1)
+    if not bool(entries.isfinite().all()):
+        return {}
+    reach = float(entries.abs().max()) or 1.0
+    counts = torch.histc(entries, bins=HISTOGRAM_BINS, min=-reach, max=reach)
+    edges = torch.linspace(-reach, reach, HISTOGRAM_BINS + 1)
+    return {"histogram_counts": _array(counts), "histogram_edges": _array(edges)}
+
+
+def _weight_figures(weight: Tensor) -> dict[str, MetricValue]:
+    entries = weight.double()
+    n = weight.numel()
+    values = {
+        "weight_l2": float(entries.norm()),
+        "weight_mean": float(entries.mean()),
+        "weight_std": float(entries.std(unbiased=False)),
+        "near_zero_fraction": float((weight.abs() < NEAR_ZERO).double().mean()),
+    }
+    figures = {name: MetricValue(value=value, n=n) for name, value in values.items()}
+    tail = kurtosis(weight)
+    figures["weight_kurtosis"] = (
+        MetricValue(value=None, reason="all entries are equal")
+        if math.isnan(tail) and bool(torch.isfinite(weight).all())
+        else MetricValue(value=tail, n=n)
+    )
+    if weight.ndim < 2 or min(as_matrix(weight).shape) < 2:
+        return figures | missing(RANKS, "the weight is a vector: it has no rank")
+    if not bool(torch.isfinite(weight).all()):
+        return figures | missing(RANKS, "the weight holds values that are not finite")
+    matrix = as_matrix(weight)
+    singular = singular_values(matrix)
+    rows, columns = matrix.shape
+    cap = min(rows, columns)
+    figures["stable_rank"] = MetricValue(value=stable_rank(singular), n=n, cap=cap)
+    figures["effective_rank"] = MetricValue(value=effective_rank(singular), n=n, cap=cap)
+    figures["isometry_distance"] = MetricValue(
+        value=isometry_distance(singular, rows=rows, columns=columns), n=n
+    )
+    alpha = power_law_alpha(singular**2)
+    figures["power_law_alpha"] = (
+        MetricValue(value=alpha, n=cap)
+        if math.isfinite(alpha)
+        else MetricValue(
+            value=None,
+            reason=f"fewer than {FEWEST_EIGENVALUES} eigenvalues, or all equal: no law to fit",
+        )
+    )
+    return figures

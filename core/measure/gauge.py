@@ -1,0 +1,526 @@
+"""Watch one forward and one backward pass a batch, and read each tensor once.
+
+Hard parts, and how they are met. In-place activations overwrite what we want to read, so
+pre-activations are read before the call, or, where the output tells the same (ReLU and its
+like), not at all. Module backward hooks break on in-place networks, so gradients of outputs come
+from tensor hooks and those of weights from `torch.autograd.grad`, which never touches `.grad`.
+The loss is the sum over images: gradients at units are those of one image's loss, whatever the
+batch size. Nothing here waits for the device; figures are taken to the host after the last batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from time import perf_counter
+from typing import ParamSpec
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.activations import Activation, saturated_intervals
+from core.attention import Attention
+from core.errors import DataError, ModelError
+from core.hooks import Hooks, batch_statistics, module_kept
+from core.kernels import Intervals, Limits, Want, backend, gradient_sums, unit_sums
+from core.measure.shard import (
+    ROWS_AN_IMAGE,
+    GradientTotal,
+    HeadSums,
+    Shard,
+    SiteSums,
+    hashed,
+    positions,
+)
+from core.metrics import DORMANT_TAU, NEAR_ZERO_OUTPUT, RARELY_ACTIVE
+from core.records import LayerInfo
+from core.reductions import Moments, binary_entropy, unit_axis
+from core.seeding import random_state_kept
+from core.trace import Site, first_tensor, watched_forward
+
+P = ParamSpec("P")
+
+# Figures that one batch gives by itself, in the order in which moments hold them.
+BATCH_FIGURES = (
+    "grad_l2",
+    "grad_mean_abs",
+    "relative_grad_norm",
+    "weight_grad_mean_abs",
+    "grad_zero_fraction",
+    "unit_grad_mean_abs_mean",
+    "grad_dormant_fraction",
+    "saturated_fraction",
+    "rho_b",
+    "dead_fraction",
+    "rarely_active_fraction",
+    "dormant_fraction",
+    "near_zero_output_fraction",
+    "activation_mean_abs",
+    "sign_entropy",
+    "attention_entropy",
+)
+# Queries of one image that attention entropy looks at.
+QUERIES_AN_IMAGE = 8
+# float16 gradients of small losses vanish below 6e-8; the loss is scaled up first.
+LARGEST_SCALE = 2.0**16
+SMALLEST_SCALE = 2.0**-8
+
+RUN_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+
+
+def main_parameter(layer: LayerInfo) -> str:
+    """Return the `state_dict` name of the parameter a layer's figures speak of: its largest."""
+    return max(layer.parameters, key=lambda parameter: parameter.count).name
+
+
+def output_tells(activation: Activation) -> bool:
+    """Return whether sign and saturation of z can be read off h, so that z need not be read."""
+    if activation.name == "hardtanh":
+        return activation.settings[0] <= 0 < activation.settings[1]
+    return activation.name in ("relu", "relu6")
+
+
+@dataclass(slots=True)
+class _Read:
+    """What one batch's reads of one activation gave.
+
+    Attributes:
+        layer: Place of the layer that feeds it.
+        activation: The function.
+        rows: Rows read.
+        sums: (5, units) float64.
+        gradient: (units,) float64, sum of |dL_n/dh|; None until it came.
+    """
+
+    layer: int
+    activation: Activation
+    rows: int
+    sums: Tensor
+    gradient: Tensor | None = None
+
+
+class Gauge:
+    """One network under watch. Use it only through `watching`."""
+
+    def __init__(
+        self, module: nn.Module, layers: Sequence[LayerInfo], *, dtype: torch.dtype
+    ) -> None:
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        self.module, self.layers, self.dtype = module, layers, dtype
+        self.weights = {layer.name: parameters[main_parameter(layer)] for layer in layers}
+        names: dict[int, str] = {}
+        for layer in layers:
+            weight = self.weights[layer.name]
+            if weight.requires_grad:
+                names.setdefault(id(weight), main_parameter(layer))
+        self._keys = names
+        self._wanted = {name: parameters[name] for name in names.values()}
+        self.device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
+        self._norms = {
+            name: weight.detach().double().norm() for name, weight in self._wanted.items()
+        }
+        self._feeders = {layer.activation: i for i, layer in enumerate(layers) if layer.activation}
+        self._asking = {layer.attention: i for i, layer in enumerate(layers) if layer.attention}
+        self.shard = Shard(0, 0, torch.zeros((), dtype=torch.float64, device=self.device))
+        for name, weight in self._wanted.items():
+            like = torch.float64 if weight.dtype == torch.float64 else torch.float32
+            self.shard.gradients[name] = GradientTotal(
+                torch.zeros_like(weight, dtype=like, requires_grad=False),
+                torch.zeros((), dtype=torch.float64, device=self.device),
+            )
+        self.sites: dict[str, Site] = {}
+        self.backend = backend(self.device, torch.float32)
+        self._hooks: Hooks
+        self._first = 0
+        self._rows = 0
+        self._scale = LARGEST_SCALE if dtype == torch.float16 else 1.0
+        self._settled = dtype != torch.float16
+        # Of the batch in hand: what was read before and after each activation, attention by
+        # layer, and which rows of an activation of so many positions are kept.
+        self._inputs: dict[str, Tensor] = {}
+        self._reads: list[_Read] = []
+        self._attention: dict[int, Tensor] = {}
+        self._chosen: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._segments: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        # Wall time spent on reading, of the whole of `add`; says little where work is queued.
+        self.reading_s = 0.0
+        self.whole_s = 0.0
+
+    def gradient_of(self, layer: str) -> str | None:
+        """Return under which name a layer's gradient is summed; None for a frozen one."""
+        return self._keys.get(id(self.weights[layer]))
+
+    def add(self, inputs: Tensor, labels: Tensor, *, first: int) -> Tensor:
+        """Measure one batch.
+
+        Args:
+            inputs: (n, 3, height, width), normalised, on the module's device.
+            labels: (n,).
+            first: Number of the first image among all that are measured; the others follow.
+
+        Returns:
+            (layers, figures) float64 on the device: what this batch gives by itself, in the
+            order of `BATCH_FIGURES`; NaN where a figure does not apply.
+
+        Raises:
+            DataError: A batch of one image meets a batch norm.
+            ModelError: The forward or backward pass failed.
+        """
+        began = perf_counter()
+        self._first, self._rows = first, len(inputs)
+        if not self._settled:
+            self._settle(inputs, labels)
+        self._inputs, self._reads, self._attention, self._chosen = {}, [], {}, {}
+        try:
+            with (
+                torch.enable_grad(),
+                watched_forward(
+                    self.module,
+                    before_activation=self._timed(self._before),
+                    after_activation=self._timed(self._after),
+                    on_attention=self._timed(self._attended) if self._asking else None,
+                ) as self._hooks,
+            ):
+                loss = self._loss(inputs, labels)
+                gradients = self._gradients(loss)
+        except RUN_ERRORS as error:
+            raise _explained(error, inputs, labels) from error
+        passed = perf_counter()
+        norms = {name: self._add_gradient(name, each) for name, each in gradients.items()}
+        del gradients
+        self.shard.samples += self._rows
+        self.shard.batches += 1
+        self.shard.loss = self.shard.loss + loss.detach().double()
+        figures = self._batch_figures(norms)
+        moments = Moments.of(figures)
+        before = self.shard.moments
+        self.shard.moments = moments if before is None else before.merged(moments)
+        ended = perf_counter()
+        self.reading_s += ended - passed
+        self.whole_s += ended - began
+        return figures
+
+    def learn_sites(self, inputs: Tensor, labels: Tensor) -> None:
+        """Run one batch to learn which activations there are, and forget its sums."""
+        held, known = self.shard, dict(self.sites)
+        self.shard = Shard(0, 0, torch.zeros_like(held.loss))
+        for name, each in held.gradients.items():
+            self.shard.gradients[name] = GradientTotal(
+                torch.zeros_like(each.total), torch.zeros_like(each.squares)
+            )
+        try:
+            self.add(inputs, labels, first=0)
+        finally:
+            self.shard = held
+        self.sites |= known
+
+    def _timed(self, call: Callable[P, None]) -> Callable[P, None]:
+        def timed(*args: P.args, **kwargs: P.kwargs) -> None:
+            began = perf_counter()
+            call(*args, **kwargs)
+            self.reading_s += perf_counter() - began
+
+        return timed
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        mixed = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
+            logits = first_tensor(self.module(inputs))
+        if logits is None:
+            raise TypeError("the network returned no tensor")
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(wide, labels, reduction="sum")
+
+    def _gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        if not self._wanted:
+            return {}
+        found = torch.autograd.grad(
+            loss * self._scale if self._scale != 1.0 else loss,
+            list(self._wanted.values()),
+            allow_unused=True,
+        )
+        return {
+            name: gradient
+            for name, gradient in zip(self._wanted, found, strict=True)
+            if gradient is not None
+        }
+
+    def _settle(self, inputs: Tensor, labels: Tensor) -> None:
+        """Halve the scale of the loss until no float16 gradient overflows. Waits for the device."""
+        while self._scale > SMALLEST_SCALE:
+            try:
+                with torch.enable_grad():
+                    gradients = self._gradients(self._loss(inputs, labels))
+            except RUN_ERRORS as error:
+                raise _explained(error, inputs, labels) from error
+            if all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+                break
+            self._scale /= 2
+        # Later batches may be a little larger.
+        self._scale /= 4
+        self._settled = True
+
+    def _add_gradient(self, name: str, gradient: Tensor) -> Tensor:
+        held = self.shard.gradients[name]
+        sums = gradient_sums(self._wanted[name], gradient, held.total, scale=1 / self._scale)
+        total = sums.sum(1)
+        held.squares = held.squares + total[0] / self._rows
+        held.reached += 1
+        return total
+
+    def _batch_figures(self, norms: dict[str, Tensor]) -> Tensor:
+        """Return (layers, figures) of this batch, all layers in the same few operations."""
+        table = torch.full(
+            (len(BATCH_FIGURES), len(self.layers)),
+            math.nan,
+            dtype=torch.float64,
+            device=self.device,
+        )
+        if norms:
+            places = [
+                i for i, layer in enumerate(self.layers) if self.gradient_of(layer.name) in norms
+            ]
+            keys = [self.gradient_of(self.layers[i].name) or "" for i in places]
+            index = _on(places, self.device)
+            square, absolute, product, zeros = torch.stack([norms[key] for key in keys], 1)
+            size = _on([float(self._wanted[key].numel()) for key in keys], self.device)
+            length = square.sqrt() / self._rows
+            table[_row("grad_l2"), index] = length
+            table[_row("grad_mean_abs"), index] = absolute / (size * self._rows)
+            norm = torch.stack([self._norms[key] for key in keys])
+            table[_row("relative_grad_norm"), index] = length / norm
+            table[_row("weight_grad_mean_abs"), index] = product / (size * self._rows)
+            table[_row("grad_zero_fraction"), index] = zeros / size
+        if self._reads:
+            self._site_figures(table)
+        if self._attention:
+            index = _on(list(self._attention), self.device)
+            table[_row("attention_entropy"), index] = torch.stack(list(self._attention.values()))
+        return table.T.contiguous()
+
+    def _site_figures(self, table: Tensor) -> None:
+        reads = self._reads
+        widths = tuple(read.sums.shape[1] for read in reads)
+        if self._segments is None or self._segments[0] != widths:
+            # (units, sites): which site a unit belongs to, and the same as a mean over units.
+            owner = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+            mean = torch.zeros(sum(widths), len(widths), dtype=torch.float64)
+            mean[torch.arange(len(owner)), owner] = 1 / torch.tensor(widths).double()[owner]
+            self._segments = widths, owner.to(self.device), mean.to(self.device)
+        _, owner, mean = self._segments
+        index = _on([read.layer for read in reads], self.device)
+        rows = _on([float(read.rows) for read in reads], self.device)[owner]
+        absolute, positive, inside, near, offset = (
+            torch.cat([read.sums for read in reads], 1) / rows
+        )
+        at_units = torch.cat(
+            [
+                torch.full_like(read.sums[0], math.nan) if read.gradient is None else read.gradient
+                for read in reads
+            ]
+        )
+        at_units = at_units / rows
+        means = (
+            torch.stack([absolute, inside, near, offset, binary_entropy(positive), at_units]) @ mean
+        )
+        shares = (
+            torch.stack(
+                [
+                    (absolute <= DORMANT_TAU * means[0][owner]).double(),
+                    (positive == 0).double(),
+                    (positive < RARELY_ACTIVE).double(),
+                    (at_units <= DORMANT_TAU * means[5][owner]).double(),
+                ]
+            )
+            @ mean
+        )
+        # A unit that holds NaN counts nowhere, so what was counted would be a guess.
+        broken = torch.where(means[0].isfinite(), 0.0, math.nan)
+        at_broken = torch.where(means[5].isfinite(), 0.0, math.nan)
+        spans = [read.activation.bounds or (math.nan, math.nan) for read in reads]
+        factor = _on([2 / (high - low) for low, high in spans], self.device)
+        rectifies = _on(
+            [0.0 if read.activation.rectifies else math.nan for read in reads], self.device
+        )
+        for name, values in (
+            ("activation_mean_abs", means[0] + broken),
+            ("saturated_fraction", means[1] + broken),
+            ("near_zero_output_fraction", means[2] + broken),
+            ("rho_b", means[3] * factor),
+            ("sign_entropy", means[4] + broken),
+            ("unit_grad_mean_abs_mean", means[5] + at_broken),
+            ("dormant_fraction", shares[0] + broken),
+            ("dead_fraction", shares[1] + rectifies + broken),
+            ("rarely_active_fraction", shares[2] + rectifies + broken),
+            ("grad_dormant_fraction", shares[3] + at_broken),
+        ):
+            table[_row(name), index] = values
+
+    def _axis(self, layer: LayerInfo, tensor: Tensor) -> int:
+        # Norms with running statistics count channels on axis 1; others do where the last axis
+        # is not as wide as their weight.
+        if any(name.endswith(".running_mean") for name in layer.buffers):
+            return 1
+        if layer.kind == "norm" and tensor.shape[-1] != layer.parameters[0].shape[0]:
+            return 1
+        return unit_axis(layer.kind, tensor.ndim)
+
+    def _samples(self, entries: int) -> np.ndarray:
+        """Return numbers for the entries of a tensor's first axis: images, or windows of them."""
+        if self._rows and entries % self._rows == 0:
+            return np.arange(entries) + self._first * (entries // self._rows)
+        return np.arange(entries)
+
+    def _before(self, site: Site, z: Tensor) -> None:
+        place = self._feeders.get(site.name)
+        if place is None or z.ndim < 2 or output_tells(site.activation):
+            return
+        axis = self._axis(self.layers[place], z)
+        limits = Limits(saturated_intervals(site.activation))
+        self._inputs[site.name] = unit_sums(z, axis, Want.POSITIVE | Want.INSIDE, limits)
+
+    def _after(self, site: Site, h: Tensor) -> None:
+        place = self._feeders.get(site.name)
+        if place is None or h.ndim < 2:
+            return
+        activation = site.activation
+        axis = self._axis(self.layers[place], h)
+        want, limits = _wanted_of(activation)
+        sums = unit_sums(h, axis, want, limits)
+        before = self._inputs.pop(site.name, None)
+        if before is not None:
+            sums += before
+        rows = h.numel() // h.shape[axis]
+        if site.name not in self.shard.sites:
+            self.shard.sites[site.name] = SiteSums.empty(h.shape[axis], h.device)
+            self.sites[site.name] = site
+        known = self.shard.sites[site.name]
+        known.sums += sums
+        known.rows += rows
+        self._keep_rows(known, h.detach(), axis)
+        read = _Read(place, activation, rows, sums)
+        self._reads.append(read)
+
+        def on_gradient(gradient: Tensor) -> None:
+            absolute = unit_sums(gradient, axis, Want.ABSOLUTE)[0]
+            if self._scale != 1.0:
+                absolute /= self._scale
+            # A tensor's hook may run more than once in a pass only where it is used by several
+            # graphs; here there is one.
+            known.gradient += absolute
+            known.gradient_rows += rows
+            read.gradient = absolute
+
+        self._hooks.gradient(h, self._timed(on_gradient))
+
+    def _keep_rows(self, known: SiteSums, h: Tensor, axis: int) -> None:
+        """Offer some rows of h to the sample that its rank is taken from.
+
+        The choice depends on the number of the image and of positions alone, so that all
+        activations of one size share it.
+        """
+        last = h.movedim(axis, -1)
+        places = last.shape[1:-1]
+        size = last.shape[0], math.prod(places)
+        if size not in self._chosen:
+            samples = self._samples(size[0])
+            chosen = positions(samples, size[1], most=ROWS_AN_IMAGE, salt=size[1])
+            numbers = samples[:, None].astype(np.uint64) * np.uint64(2**24)
+            keys = hashed(numbers + chosen.astype(np.uint64), salt=1).ravel()
+            entries = np.repeat(np.arange(size[0]), chosen.shape[1])
+            self._chosen[size] = keys, entries, chosen.ravel()
+        keys, entries, chosen = self._chosen[size]
+        # In the order of memory a position is one number whatever the number of its axes.
+        index = _on(entries * size[1] + chosen if places else entries, h.device)
+        flat = last.flatten(0, -2) if last.is_contiguous() else None
+        if flat is not None:
+            kept = flat.index_select(0, index)
+        else:
+            parts = [_on(each, h.device) for each in np.unravel_index(chosen, places)]
+            kept = last[(_on(entries, h.device), *parts)]
+        known.sample.add(keys, kept, offered=len(keys))
+
+    def _attended(self, name: str, inside: str, attention: Attention) -> None:
+        del inside
+        place = self._asking.get(name)
+        if place is None:
+            return
+        batch, _, queries, _ = attention.shape
+        if batch == 0 or queries == 0:
+            return
+        whole = batch * attention.every
+        samples = self._samples(whole)[:: attention.every]
+        windows = max(1, whole // max(self._rows, 1))
+        most = max(1, QUERIES_AN_IMAGE // windows)
+        chosen = positions(samples, queries, most=most, salt=queries)
+        entropy = attention.entropy(_on(chosen, self.device)).double()
+        rows = entropy.shape[0] * entropy.shape[2]
+        sums = HeadSums(rows, entropy.sum((0, 2)))
+        known = self.shard.heads.get(name)
+        self.shard.heads[name] = sums if known is None else known.merged(sums)
+        self._attention[place] = sums.entropy.mean() / rows
+
+
+def _row(name: str) -> int:
+    return BATCH_FIGURES.index(name)
+
+
+def _on(values: list[float] | list[int] | np.ndarray, device: torch.device) -> Tensor:
+    """Return numbers as a tensor on the device, without waiting for it."""
+    if isinstance(values, np.ndarray):
+        held = torch.from_numpy(values)
+    else:
+        held = torch.tensor(
+            values, dtype=torch.float64 if isinstance(values[0], float) else torch.int64
+        )
+    return held.to(device, non_blocking=True)
+
+
+@cache
+def _wanted_of(activation: Activation) -> tuple[Want, Limits]:
+    want, middle = Want.ABSOLUTE | Want.NEAR, 0.0
+    intervals: Intervals = ()
+    if output_tells(activation):
+        want |= Want.POSITIVE | Want.INSIDE
+        intervals = saturated_intervals(activation)
+    if activation.bounds is not None:
+        want |= Want.OFFSET
+        middle = sum(activation.bounds) / 2
+    return want, Limits(intervals, middle, NEAR_ZERO_OUTPUT)
+
+
+@contextmanager
+def watching(
+    module: nn.Module, layers: Sequence[LayerInfo], *, dtype: torch.dtype = torch.float32
+) -> Iterator[Gauge]:
+    """Put a network under watch; it is exactly as it was after the block.
+
+    Norms with running statistics use the batch's own inside and do not update theirs; everything
+    else is in eval mode.
+
+    Args:
+        module: On its device.
+        layers: The layers to report on, from the outline of the same architecture.
+        dtype: float32, or float16 or bfloat16 to run under autocast.
+    """
+    with module_kept(module), random_state_kept(0):
+        batch_statistics(module)
+        yield Gauge(module, layers, dtype=dtype)
+
+
+def _explained(error: Exception, inputs: Tensor, labels: Tensor) -> Exception:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "more than 1 value per channel" in first:
+        return DataError(
+            "A batch of one image cannot be normalised over the batch. Use a batch size of 2 or "
+            "more, and a number of samples that does not leave a single image over."
+        )
+    return ModelError(
+        f"The network cannot run on inputs of {tuple(inputs.shape)} with labels up to "
+        f"{int(labels.max())}: {first[:200]}. Check the image size."
+    )

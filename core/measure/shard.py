@@ -1,0 +1,304 @@
+"""What measuring some batches leaves: sums that merge, so that shards give what one pass gives.
+
+A shard's size depends on the network alone, never on the number of images. Everything in it is a
+sum, a count, moments over batches (Chan et al.), or a sample of rows chosen by a hash of the
+image's number, so that merging shards in any order gives the same figures up to the rounding of
+sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.reductions import Moments
+
+# Rows kept at each activation for its rank; more would cost more than they tell.
+RANK_ROWS = 256
+# Positions of one image that may be among them.
+ROWS_AN_IMAGE = 8
+
+
+def hashed(numbers: np.ndarray, *, salt: int) -> np.ndarray:
+    """Return well-mixed uint64 of whole numbers (any shape), the same on every machine.
+
+    Source:
+        The finaliser of SplitMix64 (Steele, Lea & Flood 2014).
+    """
+    x = numbers.astype(np.uint64) + np.uint64(salt & 0xFFFFFFFFFFFFFFFF)
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def positions(samples: np.ndarray, count: int, *, most: int, salt: int) -> np.ndarray:
+    """Return which positions of each image are looked at, one in each of equal stretches.
+
+    Args:
+        samples: (n,) numbers of the images.
+        count: Positions an image has.
+        most: How many to choose; all of them where there are no more.
+        salt: Makes different places choose differently.
+
+    Returns:
+        (n, min(most, count)) int64, strictly ascending along a row.
+    """
+    chosen = min(most, count)
+    if chosen == count:
+        return np.broadcast_to(np.arange(count), (len(samples), count)).copy()
+    edges = np.arange(chosen + 1) * count // chosen
+    numbers = samples.astype(np.uint64)[:, None] * np.uint64(most) + np.arange(
+        chosen, dtype=np.uint64
+    )
+    offset = hashed(numbers, salt=salt) % np.diff(edges).astype(np.uint64)
+    return edges[:-1] + offset.astype(np.int64)
+
+
+@dataclass(slots=True)
+class RowSample:
+    """The rows of one activation with the smallest keys among all that were offered.
+
+    Attributes:
+        keys: (kept,) uint64 on the host; more than `RANK_ROWS` until `settled`.
+        rows: Parts (n, units) float32 on the device, in the order of the keys.
+        offered: How many were offered.
+    """
+
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    rows: list[Tensor] = field(default_factory=list)
+    offered: int = 0
+
+    def add(self, keys: np.ndarray, rows: Tensor, *, offered: int) -> None:
+        """Take rows (n, units) with their keys (n,)."""
+        self.offered += offered
+        if len(keys) == 0:
+            return
+        self.keys = np.concatenate([self.keys, keys])
+        self.rows.append(rows.float())
+        if len(self.keys) > 4 * RANK_ROWS:
+            self.settle()
+
+    def settle(self) -> Tensor | None:
+        """Keep the rows with the smallest `RANK_ROWS` keys, in their order, and return them."""
+        if not self.rows:
+            return None
+        order = np.argsort(self.keys, kind="stable")[:RANK_ROWS]
+        index = torch.from_numpy(order).to(self.rows[0].device, non_blocking=True)
+        kept = torch.cat(self.rows).index_select(0, index)
+        self.keys, self.rows = self.keys[order], [kept]
+        return kept
+
+    def merged(self, other: RowSample) -> RowSample:
+        """Return the sample of everything offered to either."""
+        return RowSample(
+            np.concatenate([self.keys, other.keys]),
+            [*self.rows, *other.rows],
+            self.offered + other.offered,
+        )
+
+
+@dataclass(slots=True)
+class SiteSums:
+    """Sums over the rows of one activation, a column a unit.
+
+    Attributes:
+        rows: Rows seen (images times positions).
+        sums: (5, units) float64: |h|, z > 0, z saturated, |h| near zero, |h - middle|.
+        gradient_rows: Rows whose gradient was seen.
+        gradient: (units,) float64, sum of |dL_n/dh|.
+        sample: Rows of h for its rank.
+    """
+
+    rows: int
+    sums: Tensor
+    gradient_rows: int
+    gradient: Tensor
+    sample: RowSample
+
+    @classmethod
+    def empty(cls, units: int, device: torch.device) -> SiteSums:
+        """Return sums over no rows."""
+        double = torch.float64
+        return cls(
+            0,
+            torch.zeros((5, units), dtype=double, device=device),
+            0,
+            torch.zeros(units, dtype=double, device=device),
+            RowSample(),
+        )
+
+    def merged(self, other: SiteSums) -> SiteSums:
+        """Return the sums over both sets of rows."""
+        return SiteSums(
+            self.rows + other.rows,
+            self.sums + other.sums,
+            self.gradient_rows + other.gradient_rows,
+            self.gradient + other.gradient,
+            self.sample.merged(other.sample),
+        )
+
+
+@dataclass(slots=True)
+class HeadSums:
+    """Sums of attention entropy, a figure a head.
+
+    Attributes:
+        rows: Queries looked at, a head.
+        entropy: (heads,) float64, sum of entropy over its largest possible value.
+    """
+
+    rows: int
+    entropy: Tensor
+
+    def merged(self, other: HeadSums) -> HeadSums:
+        """Return the sums over both sets of queries."""
+        return HeadSums(self.rows + other.rows, self.entropy + other.entropy)
+
+
+@dataclass(slots=True)
+class GradientTotal:
+    """The gradient of one weight, summed over images.
+
+    Attributes:
+        total: Shape of the weight; sum of dL_n/dW.
+        squares: 0-d float64: sum over batches of ||sum over its images||^2 / images.
+        reached: Batches in which a gradient came.
+    """
+
+    total: Tensor
+    squares: Tensor
+    reached: int = 0
+
+    def merged(self, other: GradientTotal) -> GradientTotal:
+        """Return the sums over both sets of batches."""
+        return GradientTotal(
+            self.total + other.total, self.squares + other.squares, self.reached + other.reached
+        )
+
+
+@dataclass(slots=True)
+class Shard:
+    """Everything that measuring some whole batches leaves.
+
+    Attributes:
+        samples: Images.
+        batches: Batches.
+        loss: 0-d float64, summed cross-entropy.
+        sites: By name of the activation's site.
+        heads: By name of the attention's site.
+        gradients: By `state_dict` name of the parameter; tied ones once.
+        moments: Over batches, of the figures a batch gives by itself; see `BATCH_FIGURES`.
+    """
+
+    samples: int
+    batches: int
+    loss: Tensor
+    sites: dict[str, SiteSums] = field(default_factory=dict)
+    heads: dict[str, HeadSums] = field(default_factory=dict)
+    gradients: dict[str, GradientTotal] = field(default_factory=dict)
+    moments: Moments | None = None
+
+    def merged(self, other: Shard) -> Shard:
+        """Return what measuring the batches of both would leave.
+
+        Raises:
+            ValueError: The two come from different networks.
+        """
+        if self.batches and other.batches and self.gradients.keys() != other.gradients.keys():
+            raise ValueError("the shards are of different networks")
+        moments = (
+            self.moments.merged(other.moments)
+            if self.moments is not None and other.moments is not None
+            else self.moments or other.moments
+        )
+        return Shard(
+            self.samples + other.samples,
+            self.batches + other.batches,
+            self.loss + other.loss,
+            _joined(self.sites, other.sites),
+            _joined(self.heads, other.heads),
+            _joined(self.gradients, other.gradients),
+            moments,
+        )
+
+
+def _joined(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(left)
+    for name, each in right.items():
+        both[name] = both[name].merged(each) if name in both else each
+    return both
+
+
+def shard_state(shard: Shard) -> dict[str, Tensor]:
+    """Return a shard as named tensors on the host, for a file; `shard_from` reads it back."""
+    state: dict[str, Tensor] = {
+        "header": torch.tensor([shard.samples, shard.batches], dtype=torch.int64),
+        "loss": shard.loss,
+    }
+    for name, site in shard.sites.items():
+        key = f"site/{name}/"
+        kept = site.sample.settle()
+        state |= {
+            f"{key}counts": torch.tensor([site.rows, site.gradient_rows, site.sample.offered]),
+            f"{key}sums": site.sums,
+            f"{key}gradient": site.gradient,
+            f"{key}keys": torch.from_numpy(site.sample.keys.view(np.int64).copy()),
+            f"{key}sample": torch.empty(0, site.sums.shape[1]) if kept is None else kept,
+        }
+    for name, heads in shard.heads.items():
+        state |= {
+            f"heads/{name}/counts": torch.tensor([heads.rows]),
+            f"heads/{name}/entropy": heads.entropy,
+        }
+    for name, gradient in shard.gradients.items():
+        state |= {
+            f"gradient/{name}/counts": torch.tensor([gradient.reached]),
+            f"gradient/{name}/total": gradient.total,
+            f"gradient/{name}/squares": gradient.squares,
+        }
+    if shard.moments is not None:
+        state |= {
+            "moments/count": shard.moments.count,
+            "moments/mean": shard.moments.mean,
+            "moments/m2": shard.moments.m2,
+        }
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def shard_from(state: Mapping[str, Tensor]) -> Shard:
+    """Return the shard that `shard_state` wrote.
+
+    Raises:
+        KeyError: Parts are missing.
+    """
+    samples, batches = (int(each) for each in state["header"])
+    shard = Shard(samples, batches, state["loss"])
+    names = {tuple(key.split("/", 1)) for key in state if "/" in key}
+    for kind, rest in sorted(names):
+        name, _, part = rest.rpartition("/")
+        if part != "counts":
+            continue
+        counts = [int(each) for each in state[f"{kind}/{rest}"]]
+        key = f"{kind}/{name}/"
+        if kind == "site":
+            keys = state[f"{key}keys"].numpy().view(np.uint64)
+            sample = RowSample(keys, [state[f"{key}sample"]], counts[2])
+            shard.sites[name] = SiteSums(
+                counts[0], state[f"{key}sums"], counts[1], state[f"{key}gradient"], sample
+            )
+        elif kind == "heads":
+            shard.heads[name] = HeadSums(counts[0], state[f"{key}entropy"])
+        else:
+            shard.gradients[name] = GradientTotal(
+                state[f"{key}total"], state[f"{key}squares"], counts[0]
+            )
+    if "moments/count" in state:
+        shard.moments = Moments(state["moments/count"], state["moments/mean"], state["moments/m2"])
+    return shard
