@@ -220,8 +220,22 @@ def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " k"
         the matrix and far below what any figure here can show.
     """
     wide = matrix.double()
-    square = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-    return torch.linalg.eigvalsh(square).clamp(min=0).sqrt().flip(0)
+    if wide.shape[0] > wide.shape[1]:
+        wide = wide.T
+    return torch.linalg.eigvalsh(_lower_square(wide), UPLO="L").clamp(min=0).sqrt().flip(0)
+
+
+_STRIPE = 128
+
+
+def _lower_square(matrix: Tensor) -> Tensor:
+    """Return A A' where only the lower triangle is filled in: half of the products suffice."""
+    rows = matrix.shape[0]
+    square = torch.zeros((rows, rows), dtype=matrix.dtype, device=matrix.device)
+    for begin in range(0, rows, _STRIPE):
+        end = begin + _STRIPE
+        square[begin:, begin:end] = matrix[begin:] @ matrix[begin:end].T
+    return square
 
 
 def kurtosis(values: Float[Tensor, "*shape"]) -> float:

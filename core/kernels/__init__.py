@@ -172,6 +172,26 @@ def gradient_sums(
     return plain.gradient_sums(weight, gradient, total, scale)
 
 
+def moment_sums(x: Float[Tensor, "*shape"], *, pivot: float, near: float) -> Float[Tensor, 5]:
+    """Return power sums of all entries about a pivot, in one read.
+
+    Args:
+        x: Any shape.
+        pivot: Close to the mean: far from it, digits are lost.
+        near: Entries with |x| below it are counted.
+
+    Returns:
+        (5,) float64 on the tensor's device: sum d, sum d^2, sum d^3, sum d^4 with d = x - pivot,
+        and the count of |x| < near. Not finite where an entry is not.
+    """
+    x = x.detach()
+    if x.dtype == torch.float32 and _dense(x) and backend(x.device) == "compiled":
+        from core.kernels import compiled
+
+        return compiled.moment_sums(x, pivot, near)
+    return plain.moment_sums(x, pivot, near)
+
+
 def _order(tensor: Tensor) -> tuple[int, ...]:
     # The stride of an axis of one entry says nothing about where entries lie.
     return tuple(
@@ -186,4 +206,14 @@ def _dense(tensor: Tensor) -> bool:
     )
 
 
-__all__ = ["ROWS", "Intervals", "Limits", "Want", "backend", "folded", "gradient_sums", "unit_sums"]
+__all__ = [
+    "ROWS",
+    "Intervals",
+    "Limits",
+    "Want",
+    "backend",
+    "folded",
+    "gradient_sums",
+    "moment_sums",
+    "unit_sums",
+]

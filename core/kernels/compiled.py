@@ -142,6 +142,8 @@ def library() -> Any | None:
             pointer,
         ]
         loaded.gradient_sums.restype = None
+        loaded.moment_sums.argtypes = [pointer, long, ctypes.c_float, ctypes.c_float, pointer]
+        loaded.moment_sums.restype = None
     except (OSError, AttributeError):
         return None
     return loaded if _agrees(loaded) else None
@@ -252,3 +254,22 @@ def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale:
 
     _each(pieces, work)
     return out
+
+
+def moment_sums(x: Tensor, pivot: float, near: float) -> Tensor:
+    """Return (5,) float64 sums of a dense float32 tensor."""
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError("the compiled kernel is not there; ask `backend` first")
+    # The kernel takes the pivot as float32; sums are about exactly that number.
+    pieces = -(-x.numel() // PIECE)
+    out = torch.zeros((max(pieces, 1), 5), dtype=torch.float64)
+    start, goal = x.data_ptr(), out.data_ptr()
+
+    def work(piece: int) -> None:
+        first = piece * PIECE
+        count = min(PIECE, x.numel() - first)
+        loaded.moment_sums(start + 4 * first, count, pivot, near, goal + 40 * piece)
+
+    _each(pieces, work)
+    return out.sum(0)

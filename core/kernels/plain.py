@@ -55,3 +55,18 @@ def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale:
             (rows == 0).sum(1).double(),
         ]
     )
+
+
+def moment_sums(x: Tensor, pivot: float, near: float) -> Tensor:
+    """Return (5,) float64 sums; see `core.kernels.moment_sums`."""
+    offset = x.double() - pivot
+    square = offset**2
+    return torch.stack(
+        [
+            offset.sum(),
+            square.sum(),
+            (square * offset).sum(),
+            (square**2).sum(),
+            (x.abs() < near).sum().double(),
+        ]
+    )

@@ -243,3 +243,37 @@ void gradient_sums(const float *w, const float *g, float scale, float *total, lo
         out[3 * rows + r] += (double)zeros;
     }
 }
+
+/* One read of n values: with d = x - pivot adds sum d, sum d^2, sum d^3, sum d^4 and the count of
+ * |x| < near to out (5). */
+void moment_sums(const float *x, long n, float pivot, float near, double *out) {
+    for (long begin = 0; begin < n; begin += BLOCK * LANES) {
+        const long end = begin + BLOCK * LANES < n ? begin + BLOCK * LANES : n;
+        vf one = {0}, two = {0}, three = {0}, four = {0};
+        vi close = {0};
+        long i = begin;
+        for (; i + LANES <= end; i += LANES) {
+            const vf v = load_float(x + i), d = v - pivot, square = d * d;
+            one += d;
+            two += square;
+            three += square * d;
+            four += square * square;
+            close -= (magnitude(v) < near);
+        }
+        for (int k = 0; k < LANES; k++) {
+            out[0] += one[k];
+            out[1] += two[k];
+            out[2] += three[k];
+            out[3] += four[k];
+            out[4] += close[k];
+        }
+        for (; i < end; i++) {
+            const double d = (double)x[i] - pivot;
+            out[0] += d;
+            out[1] += d * d;
+            out[2] += d * d * d;
+            out[3] += d * d * d * d;
+            out[4] += (x[i] < 0 ? -x[i] : x[i]) < near;
+        }
+    }
+}

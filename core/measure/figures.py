@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels import ROWS, Want, gradient_sums
+from core.kernels import ROWS, Want, gradient_sums, moment_sums
 from core.measure.gauge import BATCH_FIGURES, Gauge
 from core.measure.shard import HeadSums, SiteSums
 from core.metrics import DORMANT_TAU, NEAR_ZERO, RARELY_ACTIVE
@@ -24,7 +24,6 @@ from core.reductions import (
     dormant_score,
     effective_rank,
     isometry_distance,
-    kurtosis,
     power_law_alpha,
     rank_for,
     singular_values,
@@ -414,24 +413,33 @@ def _histogram(weight: Tensor) -> dict[str, np.ndarray]:
 
 
 def _weight_figures(weight: Tensor) -> dict[str, MetricValue]:
-    entries = weight.double()
     n = weight.numel()
+    # A float32 number, because that is what the kernel subtracts.
+    pivot = float(weight.float().mean())
+    pivot = pivot if math.isfinite(pivot) else 0.0
+    one, two, three, four, near = moment_sums(weight, pivot=pivot, near=NEAR_ZERO).tolist()
+    shift = one / n
+    variance = max(two / n - shift**2, 0.0)
+    fourth = four / n - 4 * shift * three / n + 6 * shift**2 * two / n - 3 * shift**4
+    mean = pivot + shift
+    finite = math.isfinite(two)
     values = {
-        "weight_l2": float(entries.norm()),
-        "weight_mean": float(entries.mean()),
-        "weight_std": float(entries.std(unbiased=False)),
-        "near_zero_fraction": float((weight.abs() < NEAR_ZERO).double().mean()),
+        "weight_l2": math.sqrt(n * (variance + mean**2)) if finite else two,
+        "weight_mean": mean if finite else one,
+        "weight_std": math.sqrt(variance) if finite else two,
+        "near_zero_fraction": near / n,
     }
     figures = {name: MetricValue(value=value, n=n) for name, value in values.items()}
-    tail = kurtosis(weight)
+    # Equal entries leave rounding residue of the mean, not a variance.
+    spread = variance > (RESOLUTION * max(abs(mean), math.sqrt(variance))) ** 2
     figures["weight_kurtosis"] = (
         MetricValue(value=None, reason="all entries are equal")
-        if math.isnan(tail) and bool(torch.isfinite(weight).all())
-        else MetricValue(value=tail, n=n)
+        if finite and not spread
+        else MetricValue(value=fourth / variance**2 - 3 if finite else math.nan, n=n)
     )
     if weight.ndim < 2 or min(as_matrix(weight).shape) < 2:
         return figures | missing(RANKS, "the weight is a vector: it has no rank")
-    if not bool(torch.isfinite(weight).all()):
+    if not finite:
         return figures | missing(RANKS, "the weight holds values that are not finite")
     matrix = as_matrix(weight)
     singular = singular_values(matrix)
