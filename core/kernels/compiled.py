@@ -225,7 +225,7 @@ def unit_sums(x: Tensor, rows: int, units: int, inner: int, want: int, limits: L
     return out[0] if pieces == 1 else out.sum(0)
 
 
-_BUILT = frozenset({1, 6, 9, 25, 15, 31})
+_BUILT = frozenset({1, 6, 9, 11, 15, 25, 31})
 
 
 def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale: float) -> Tensor:

@@ -27,7 +27,7 @@ from core.activations import Activation, saturated_intervals
 from core.attention import Attention
 from core.errors import DataError, ModelError
 from core.hooks import Hooks, batch_statistics, module_kept
-from core.kernels import Intervals, Limits, Want, backend, gradient_sums, unit_sums
+from core.kernels import ROWS, Intervals, Limits, Want, backend, gradient_sums, unit_sums
 from core.measure.shard import (
     ROWS_AN_IMAGE,
     GradientTotal,
@@ -396,6 +396,8 @@ class Gauge:
         if before is not None:
             sums += before
         rows = h.numel() // h.shape[axis]
+        if activation.rectifies:
+            sums[ROWS[Want.INSIDE]] += rows - sums[ROWS[Want.POSITIVE]]
         if site.name not in self.shard.sites:
             self.shard.sites[site.name] = SiteSums.empty(h.shape[axis], h.device)
             self.sites[site.name] = site
@@ -486,8 +488,13 @@ def _wanted_of(activation: Activation) -> tuple[Want, Limits]:
     want, middle = Want.ABSOLUTE | Want.NEAR, 0.0
     intervals: Intervals = ()
     if output_tells(activation):
-        want |= Want.POSITIVE | Want.INSIDE
+        want |= Want.POSITIVE
         intervals = saturated_intervals(activation)
+        if activation.rectifies:
+            # What is not positive is saturated: no need to count it twice.
+            intervals = tuple(each for each in intervals if each[1] > 0)
+        if intervals:
+            want |= Want.INSIDE
     if activation.bounds is not None:
         want |= Want.OFFSET
         middle = sum(activation.bounds) / 2
