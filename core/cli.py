@@ -127,6 +127,9 @@ def _add_measuring(commands: Any) -> None:
     measure.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     measure.add_argument("--seed", type=_seed, default=0)
     measure.add_argument("--histograms", action="store_true", help="keep each weight's histogram")
+    measure.add_argument(
+        "--transfer", action="store_true", help="also the slower pass: probe, LogME, CKA"
+    )
     measure.add_argument("--part", type=_part, help="measure one part, such as 1/4, to merge later")
     measure.add_argument("--out", type=Path, required=True, help="diagnosis.json")
     _add_events(measure)
@@ -310,12 +313,17 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
         ),
     }
     if options.part is not None:
+        if options.histograms or options.transfer:
+            raise OptionError(
+                "Parts keep sums alone; give --histograms to merge, and no --transfer."
+            )
         part, parts = options.part
         images = measure_part(spec, data, options.out, part=part, parts=parts, **chosen)
         events.emit("done", out=str(options.out))
         print(f"Part {part} of {parts}: {images} images -> {options.out}")
         return
-    _report(*diagnose(spec, data, histograms=options.histograms, **chosen), options, events)
+    found = diagnose(spec, data, histograms=options.histograms, transfer=options.transfer, **chosen)
+    _report(*found, options, events)
 
 
 def _merge(options: argparse.Namespace, events: Events) -> None:

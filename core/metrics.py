@@ -15,7 +15,7 @@ NEAR_ZERO_OUTPUT = 0.05
 DORMANT_TAU = 0.025
 RARELY_ACTIVE = 0.01
 
-Family = Literal["gradient", "activation", "weight"]
+Family = Literal["gradient", "activation", "weight", "transfer"]
 
 
 class MetricInfo(Value):
@@ -92,6 +92,7 @@ _TRAINED = "layers whose weight takes part in training"
 _FEEDS = "layers that feed an activation function"
 _RECTIFIED = "layers that feed a ReLU or ReLU6"
 _BOUNDED = "layers that feed a bounded activation (ReLU6, sigmoid, tanh and their hard forms)"
+_FEATURES = "layers that run and hand on features of single images; asks for the slower pass"
 _ASKS = "layers that make the queries of an attention"
 _WEIGHTED = "all layers"
 _MATRIX = "layers whose weight has two axes or more"
@@ -518,6 +519,48 @@ METRICS: tuple[MetricInfo, ...] = (
         reads="Trained layers often lie between 2 and 6. Small random layers do too: no label "
         "follows from the number alone.",
         advice="Read it beside the twin's; far from it, training has shaped the spectrum.",
+    ),
+    _metric(
+        "probe_accuracy",
+        "Linear-probe accuracy of the features",
+        "transfer",
+        "five-fold accuracy of ridge regression on the layer's output, averaged over positions",
+        low=0,
+        high=1,
+        bad="low",
+        applies_to=_FEATURES,
+        unit="share",
+        source="Alain & Bengio 2016, arXiv:1610.01644; ridge and five folds are ours",
+        reads="How well a linear model reads your classes off this layer.",
+        advice="No better than the twin's: what pretraining put here is of no use for your data, "
+        "so little is lost by resetting it. Far better: keep it.",
+    ),
+    _metric(
+        "logme",
+        "Evidence of the labels (LogME)",
+        "transfer",
+        "log maximum evidence of the one-hot labels under a linear model, nats an image",
+        bad="low",
+        applies_to=_FEATURES,
+        unit="nat",
+        source="You et al. 2021, arXiv:2102.11005",
+        reads="As the probe, without a choice of penalty; only differences say anything.",
+        advice="Compare layers of one network, or the layer with its twin; the ratio has no "
+        "meaning here.",
+    ),
+    _metric(
+        "cka_twin",
+        "Similarity to the fresh twin (linear CKA)",
+        "transfer",
+        "<K, L> / (||K|| ||L||), K and L the centred Gram matrices of both networks' features",
+        low=0,
+        high=1,
+        bad=None,
+        applies_to=_FEATURES,
+        unit="1",
+        source="Kornblith et al. 2019, arXiv:1905.00414",
+        reads="1: the layer sees your images as a fresh network does. Near 0: quite differently.",
+        advice="Near 1 in a deep layer: pretraining changed nothing that your data notices.",
     ),
     _metric(
         "unit_weight_l2",

@@ -38,12 +38,17 @@ from core.load import (
     state_sha256,
 )
 from core.measure import (
+    MOST_IMAGES,
+    TRANSFER_NAMES,
     Gauge,
     Measured,
     figures_of,
+    missing,
+    pooled_features,
     ratio_intervals,
     shard_from,
     shard_state,
+    transfer_figures,
     watching,
 )
 from core.metrics import metric_names
@@ -180,6 +185,7 @@ def diagnose(
     dtype: str = "float32",
     seed: int = 0,
     histograms: bool = False,
+    transfer: bool = False,
     watcher: Watcher | None = None,
 ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
     """Measure a network and its fresh twin on the same batches of the training images.
@@ -199,6 +205,7 @@ def diagnose(
         dtype: "float32", or "bfloat16" or "float16" to run the pass under autocast.
         seed: Seed of the head, the twin and the choice of images.
         histograms: Add the histogram of each layer's weight to the figures by unit.
+        transfer: Also take the slower pass over features: linear probe, LogME, CKA.
         watcher: Progress and stop.
 
     Returns:
@@ -221,6 +228,8 @@ def diagnose(
         watcher=watcher,
     ) as measurement:
         measurement.run(range(measurement.batches))
+        if transfer:
+            measurement.read_features()
     return measurement.diagnosis(begun=begun, histograms=histograms)
 
 
@@ -351,6 +360,8 @@ def merge_parts(
     return measurement.diagnosis(begun=begun, histograms=histograms)
 
 
+FiguresByLayer = Mapping[str, Mapping[str, MetricValue]]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -443,6 +454,7 @@ class _Measurement:
     own: Gauge
     fresh: Gauge
     ratios: Moments | None = None
+    transfer: tuple[FiguresByLayer, FiguresByLayer] | None = None
 
     @property
     def batches(self) -> int:
@@ -482,6 +494,36 @@ class _Measurement:
                 (figures[0] / figures[1]).log().nan_to_num(torch.nan, torch.nan, torch.nan)
             )
             self.ratios = logs if self.ratios is None else self.ratios.merged(logs)
+
+    def read_features(self) -> None:
+        """Take the slower pass over features of both networks."""
+        self.watcher.phase("reading features")
+        count = min(len(self.items), MOST_IMAGES)
+        parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        labels = []
+        batches = -(-count // self.batch_size)
+        for batch in range(batches):
+            if self.watcher.should_stop():
+                raise Stopped("Measuring was stopped; nothing was written.")
+            inputs, targets = self._read(batch)
+            layers = self.outline.layers
+            parts.append(
+                (
+                    pooled_features(self.own.module, inputs, layers),
+                    pooled_features(self.fresh.module, inputs, layers),
+                )
+            )
+            labels.append(targets.cpu())
+            self.watcher.progress(batch + 1, batches, "batches")
+        own, twin = (
+            {
+                name: torch.cat([part[which][name] for part in parts])
+                for name in parts[0][which]
+                if all(name in part[which] for part in parts)
+            }
+            for which in (0, 1)
+        )
+        self.transfer = transfer_figures(own, twin, torch.cat(labels), self.outline.layers)
 
     def trace(self) -> None:
         """Let both networks see one batch, so that their activations are known; keep the sums."""
@@ -536,7 +578,7 @@ class _Measurement:
             raise Stopped("Measuring was stopped; nothing was written.")
         fresh = figures_of(self.fresh, histograms=histograms)
         intervals = ratio_intervals(self.own, self.fresh, self.ratios, own, fresh)
-        reports = _reports(self.outline, own, fresh, intervals)
+        reports = _reports(self.outline, own, fresh, intervals, self.transfer)
         reading = self.own.reading_s + self.fresh.reading_s
         passing = self.own.whole_s + self.fresh.whole_s - reading
         header = DiagnosisHeader(
@@ -605,11 +647,16 @@ def _reports(
     own: Measured,
     fresh: Measured,
     intervals: Mapping[str, dict[str, tuple[float, float]]],
+    transfer: tuple[FiguresByLayer, FiguresByLayer] | None,
 ) -> tuple[LayerReport, ...]:
     order = metric_names()
+    unasked = missing(TRANSFER_NAMES, "not measured: it takes the slower pass over features")
 
     def sorted_figures(measured: Measured, layer: str) -> dict[str, MetricValue]:
-        return {name: measured.metrics[layer][name] for name in order}
+        which = 0 if measured is own else 1
+        more = unasked if transfer is None else transfer[which][layer]
+        figures = {**measured.metrics[layer], **more}
+        return {name: figures[name] for name in order}
 
     return tuple(
         LayerReport(

@@ -1,7 +1,7 @@
 """Network + batches -> figures: one forward and one backward pass a batch.
 
 `gauge` watches and sums, `shard` holds the sums and merges them, `figures` turns them into what a
-diagnosis says.
+diagnosis says; `features` is the optional slower pass.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import DataError, Stopped
-from core.measure.figures import Measured, UnitFigures, figures_of, ratio_intervals
+from core.measure.features import (
+    MOST_IMAGES,
+    TRANSFER_NAMES,
+    pooled_features,
+    transfer_figures,
+)
+from core.measure.figures import Measured, UnitFigures, figures_of, missing, ratio_intervals
 from core.measure.gauge import BATCH_FIGURES, Gauge, main_parameter, watching
 from core.measure.shard import Shard, shard_from, shard_state
 from core.records import LayerInfo
@@ -62,6 +68,8 @@ def measure_network(
 
 __all__ = [
     "BATCH_FIGURES",
+    "MOST_IMAGES",
+    "TRANSFER_NAMES",
     "Gauge",
     "Measured",
     "Shard",
@@ -69,8 +77,11 @@ __all__ = [
     "figures_of",
     "main_parameter",
     "measure_network",
+    "missing",
+    "pooled_features",
     "ratio_intervals",
     "shard_from",
     "shard_state",
+    "transfer_figures",
     "watching",
 ]
