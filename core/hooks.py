@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 TRACKING = "track_running_stats"
+_EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
 
 
 class Hooks:
@@ -96,6 +97,41 @@ def module_kept(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
 
 
+@contextmanager
+def memory_kept(module: nn.Module) -> Iterator[None]:
+    """Run a block, then put back the plain attributes of every module.
+
+    In eval mode some networks keep a table made from their parameters (attention biases, a
+    position grid) for the next pass. Such a table belongs to the graph of one pass: a second
+    backward would run through the first one's graph, and a table made without gradients cuts its
+    parameters off.
+    """
+    before = [
+        (
+            vars(each),
+            {
+                key: (value, value.copy() if isinstance(value, dict | list) else None)
+                for key, value in vars(each).items()
+                if key not in _EVERY_MODULE_HAS
+            },
+        )
+        for each in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for now, kept in before:
+            for key in now.keys() - kept.keys() - _EVERY_MODULE_HAS:
+                del now[key]
+            for key, (value, content) in kept.items():
+                now[key] = value
+                if isinstance(value, dict):
+                    value.clear()
+                    value.update(content)
+                elif isinstance(value, list):
+                    value[:] = content
+
+
 def _same(left: Tensor, right: Tensor) -> bool:
     # NaN equals itself here: a buffer that held NaN has not changed.
     if left.is_floating_point():
@@ -110,6 +146,8 @@ def batch_statistics(module: nn.Module) -> None:
     statistics, which use the batch's own and do not update theirs. Under running statistics a
     fresh network is not normalised at all, so it could not serve as the reference.
     """
+    # Turning to train mode is when a network empties the tables it keeps for eval mode.
+    module.train()
     module.eval()
     for each in module.modules():
         if getattr(each, "running_mean", None) is not None:

@@ -6,10 +6,12 @@ batch, not off names: a definition order is not a running order, and `bn1` may f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import ModelError
@@ -20,6 +22,20 @@ from core.seeding import random_state_kept
 from core.trace import Site, first_tensor, watched_forward
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+# What a layer does with its weight; some networks do it with the weight of a layer that itself
+# never runs.
+PRODUCTS = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv2d})
+# What hands a tensor on with its values unchanged.
+RESHAPES = frozenset(
+    {
+        *(torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze, torch.unflatten),
+        *(torch.transpose, torch.permute, torch.movedim, torch.swapaxes, torch.clone),
+        *(Tensor.reshape, Tensor.reshape_as, Tensor.view, Tensor.view_as, Tensor.flatten),
+        *(Tensor.unflatten, Tensor.squeeze, Tensor.unsqueeze, Tensor.transpose, Tensor.permute),
+        *(Tensor.movedim, Tensor.swapaxes, Tensor.contiguous, Tensor.clone, Tensor.to),
+        *(Tensor.float, Tensor.type_as, F.dropout, F.dropout1d, F.dropout2d),
+    }
+)
 
 
 @dataclass(slots=True)
@@ -65,19 +81,42 @@ def outline_module(module: nn.Module, card: ModelCard, head: frozenset[str]) -> 
 
 def _trace(module: nn.Module, *, size: int) -> _Traced:
     traced = _Traced()
-    names = {each: name for name, each in module.named_modules()}
+    modules = dict(module.named_modules())
     # Keyed by identity, with the tensor kept alive so that no identity is used twice.
     origin: dict[int, tuple[Tensor, str]] = {}
     last: list[tuple[str, torch.Size]] = []
-    owners = {name for name, each in module.named_modules() if each._parameters}
-    kinds = {name: _kind(each) for name, each in module.named_modules() if name in owners}
+    seen: set[str] = set()
+    owners = {name for name, each in modules.items() if each._parameters}
+    kinds = {name: _kind(modules[name]) for name in owners}
+    owned: dict[int, list[str]] = {}
+    for name in owners:
+        for parameter in modules[name]._parameters.values():
+            owned.setdefault(id(parameter), []).append(name)
+
+    def came_by(name: str) -> None:
+        if name and name not in seen:
+            seen.add(name)
+            traced.order.append(name)
+
+    def called(function: Any, given: Sequence[Any], result: Any, running: frozenset[str]) -> None:
+        made = first_tensor(result)
+        if made is None:
+            return
+        for place, tensor in enumerate(_tensors(given)):
+            names = owned.get(id(tensor), ())
+            # Of the layers that share a parameter the one that runs is meant.
+            inside = [name for name in names if name in running]
+            for name in inside or names:
+                came_by(name)
+                if not inside and place == 1 and function in PRODUCTS:
+                    ran(name, modules[name], tuple(given), made)
+        if function in RESHAPES and isinstance(given[0], Tensor):
+            known = origin.get(id(given[0]))
+            if known is not None and _same_units(kinds[known[1]], given[0], made):
+                origin[id(made)] = (made, known[1])
 
     def ran(name: str, each: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if name and name not in traced.order:
-            traced.order.append(name)
-            if isinstance(each, nn.MultiheadAttention):
-                # Its output projection is used as a bare tensor; the module never runs.
-                traced.order.append(names[each.out_proj])
+        came_by(name)
         source = first_tensor(args)
         made = first_tensor(output)
         came_from = origin.get(id(source)) if source is not None else None
@@ -116,9 +155,29 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
             # An in-place activation hands on the same tensor, which is no layer's output now.
             after_activation=forget,
             on_attention=attended,
+            on_call=called,
         ):
             module(example_input(module, size=size))
     return traced
+
+
+def _tensors(given: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors among arguments, those in a tuple or list included."""
+    found: list[Tensor] = []
+    for each in given:
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, tuple | list):
+            found += [one for one in each if isinstance(one, Tensor)]
+    return found
+
+
+def _same_units(kind: LayerKind, source: Tensor, made: Tensor) -> bool:
+    """Return whether a layer's units still lie on the axis its kind of layer has them on."""
+    if min(source.ndim, made.ndim) < 2:
+        return False
+    axis = 1 if kind == "conv" else -1
+    return source.shape[axis] == made.shape[axis]
 
 
 def _feeder_between(

@@ -7,7 +7,7 @@ Activations are caught where they are computed, not where a module says so: a fu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from core.activations import Activation, activation_of
 from core.attention import Attention, attention_of
-from core.hooks import Hooks, hooks
+from core.hooks import Hooks, hooks, memory_kept
+
+OnCall = Callable[[Any, Sequence[Any], Any, frozenset[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,26 @@ class Site:
 class _Catcher(TorchFunctionMode):
     def __init__(
         self,
-        path: Callable[[], tuple[str, nn.Module]],
+        running: Sequence[tuple[str, nn.Module]],
         before: Callable[[Site, Tensor], None],
         after: Callable[[Site, Tensor], None],
         attended: Callable[[str, str, Attention], None] | None,
+        called: OnCall | None,
     ) -> None:
         super().__init__()
-        self._path, self._before, self._after = path, before, after
-        self._attended = attended
+        self._running, self._before, self._after = running, before, after
+        self._attended, self._called = attended, called
         self._calls: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        result = self._watched(func, args, kwargs)
+        if self._called is not None:
+            inside = frozenset(name for name, _ in self._running)
+            self._called(func, (*args, *kwargs.values()), result, inside)
+        return result
+
+    def _watched(self, func: Any, args: Any, kwargs: Any) -> Any:
         activation = activation_of(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
         if activation is None or not isinstance(z, Tensor):
@@ -58,11 +68,11 @@ class _Catcher(TorchFunctionMode):
             if self._attended is not None:
                 attention = attention_of(func, args, kwargs, result)
                 if attention is not None:
-                    inside = self._path()[0]
+                    inside = self._running[-1][0]
                     base = f"{inside}:attention".lstrip(":")
                     self._attended(self._named(base), inside, attention)
             return result
-        name, module = self._path()
+        name, module = self._running[-1]
         own = not any(True for _ in module.children()) and not any(
             True for _ in module.parameters(recurse=False)
         )
@@ -92,8 +102,11 @@ def watched_forward(
     before_activation: Callable[[Site, Tensor], None] = lambda site, z: None,
     after_activation: Callable[[Site, Tensor], None] = lambda site, h: None,
     on_attention: Callable[[str, str, Attention], None] | None = None,
+    on_call: OnCall | None = None,
 ) -> Iterator[Hooks]:
     """Watch the one forward pass run inside the block.
+
+    What modules remembered of the pass in attributes of their own is forgotten after the block.
 
     Args:
         module: The network.
@@ -103,12 +116,14 @@ def watched_forward(
         after_activation: Called with the site and the output h.
         on_attention: Called with the site's name, the path of the module it ran in, and what
             was computed.
+        on_call: Called with (function, arguments, result, paths of the modules running) after
+            every torch function.
 
     Yields:
         The holder of hooks, for gradient hooks of the caller's own.
     """
     running: list[tuple[str, nn.Module]] = [("", module)]
-    with hooks() as holder:
+    with memory_kept(module), hooks() as holder:
         for name, each in module.named_modules():
 
             def enter(entered: nn.Module, _: Any, name: str = name) -> None:
@@ -121,8 +136,7 @@ def watched_forward(
 
             holder.before(each, enter)
             holder.after(each, leave, always=True)
-        catcher = _Catcher(lambda: running[-1], before_activation, after_activation, on_attention)
-        with catcher:
+        with _Catcher(running, before_activation, after_activation, on_attention, on_call):
             yield holder
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import LimberError, ModelError
+from core.hooks import memory_kept, module_kept
 from core.load.checkpoints import read_checkpoint, state_sha256, without_wrappers
 from core.load.network import require_host
 from core.records import ModelCard, ModelEntry, ModelSpec, Preprocessing
@@ -28,6 +29,8 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SHORT_RUN_SIZE = 128
+LARGER_SIZES = (160, 192, 224, 256, 288, 320, 384)
+SMALLEST_PATCH = 8
 LR_WITH_BATCH_NORM = 1e-3
 LR_WITHOUT = 5e-5
 OFFLINE_ADVICE = (
@@ -494,7 +497,7 @@ def _describe(spec: ModelSpec, module: nn.Module) -> dict[str, Any]:
         native = int(transform.crop_size[0])
         patch = int(getattr(module, "patch_size", 0) or 0)
         fixed = patch > 0
-        default = native if fixed else min(native, SHORT_RUN_SIZE)
+        default = native if fixed else _short_size(spec, module, native=native, multiple=1)
         return {
             "title": spec.name,
             "preprocessing": Preprocessing(
@@ -511,10 +514,8 @@ def _describe(spec: ModelSpec, module: nn.Module) -> dict[str, Any]:
     config: dict[str, Any] = getattr(module, "pretrained_cfg", None) or {}
     native = int(config.get("input_size", (3, 224, 224))[-1])
     fixed = bool(config.get("fixed_input_size")) and not spec.kwargs.get("dynamic_img_size")
-    patch_size = getattr(getattr(module, "patch_embed", None), "patch_size", (1,))
-    patch = int(patch_size[0] if isinstance(patch_size, tuple | list) else patch_size)
-    short = max(SHORT_RUN_SIZE // patch, 1) * patch
-    default = native if fixed else min(native, short)
+    patch = _patch_of(module)
+    default = native if fixed else _short_size(spec, module, native=native, multiple=patch)
     return {
         "title": spec.name,
         "preprocessing": Preprocessing(
@@ -528,6 +529,49 @@ def _describe(spec: ModelSpec, module: nn.Module) -> dict[str, Any]:
         "size_multiple": native if fixed else patch,
         "licence": config.get("license"),
     }
+
+
+def _patch_of(module: nn.Module) -> int:
+    """Return the side of the patches a network cuts images into; 1 where it cuts none."""
+    sizes = [getattr(getattr(module, "patch_embed", None), "patch_size", None)]
+    # Smaller ones further inside are windows, which pad.
+    inside = (getattr(each, "patch_size", None) for each in module.modules())
+    sizes += [size for size in inside if _side(size) >= SMALLEST_PATCH]
+    return max(_side(next((size for size in sizes if size), 1)), 1)
+
+
+def _side(size: Any) -> int:
+    first = size[0] if isinstance(size, tuple | list) and size else size
+    return first if isinstance(first, int) else 0
+
+
+_short_sizes: dict[str, int] = {}
+
+
+def _short_size(spec: ModelSpec, module: nn.Module, *, native: int, multiple: int) -> int:
+    """Return the smallest side of a few, from `SHORT_RUN_SIZE` up, that the network runs on.
+
+    Tried, because no library says which sides its networks take: windows, block attention and
+    deep poolings refuse some, each in its own way.
+    """
+    key = spec.model_dump_json(include={"source", "name", "kwargs"})
+    if key not in _short_sizes:
+        short = max(SHORT_RUN_SIZE // multiple, 1) * multiple
+        larger = {-(-side // multiple) * multiple for side in LARGER_SIZES}
+        sides = [short, *sorted(side for side in larger if short < side)]
+        fits = (side for side in sides if side < native and _runs(module, side))
+        _short_sizes[key] = next(fits, native)
+    return _short_sizes[key]
+
+
+def _runs(module: nn.Module, side: int) -> bool:
+    with module_kept(module), memory_kept(module), random_state_kept(0), torch.no_grad():
+        module.eval()
+        try:
+            module(torch.zeros(1, 3, side, side))
+        except Exception:
+            return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:
