@@ -28,20 +28,26 @@ def compare_curves(curves: Sequence[ArmCurve], *, control: str = CONTROL) -> ABC
 
     Returns:
         Differences with 95 % t intervals over seeds, and a sentence. Pairs without a common
-        evaluation after step 0 do not count.
+        evaluation after step 0 do not count, nor do seeds that got less far than others of the
+        same arm; a caveat says how many.
     """
     by_key = {(curve.arm, curve.seed): curve for curve in curves}
     arms = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm != control]
     differences: list[ArmDifference] = []
+    behind = 0
     for arm in arms:
         seeds = sorted(
             {seed for name, seed in by_key if name == arm}
             & {seed for name, seed in by_key if name == control}
         )
         pairs = [_paired(by_key[control, seed], by_key[arm, seed]) for seed in seeds]
-        whole = [pair for pair in pairs if pair is not None]
-        if not whole:
+        told = [pair for pair in pairs if pair is not None]
+        if not told:
             continue
+        # Early and late steps do not average to anything: what counts is as far as any pair got.
+        furthest = max(last for last, _ in told)
+        whole = [figures for last, figures in told if last == furthest]
+        behind += len(told) - len(whole)
         measures: tuple[Measure, ...] = ("final_val_accuracy", "mean_val_accuracy", "loss_gain")
         for i, measure in enumerate(measures):
             differences.append(_difference(arm, measure, [pair[i] for pair in whole]))
@@ -49,32 +55,34 @@ def compare_curves(curves: Sequence[ArmCurve], *, control: str = CONTROL) -> ABC
         control=control,
         differences=tuple(differences),
         sentence=_sentence(differences),
-        caveats=_caveats(differences),
+        caveats=_caveats(differences, behind),
     )
 
 
-def _paired(control: ArmCurve, arm: ArmCurve) -> tuple[float, float, float] | None:
+def _paired(control: ArmCurve, arm: ArmCurve) -> tuple[int, tuple[float, float, float]] | None:
+    """Return the last step both were evaluated at, and the three differences up to it."""
     mine = {step.step: step for step in arm.steps}
     theirs = {step.step: step for step in control.steps}
     common = sorted(mine.keys() & theirs.keys())
     accuracies = [
-        (a, c)
+        (step, a, c)
         for step in common
         if step > 0
         and (a := mine[step].val_accuracy) is not None
         and (c := theirs[step].val_accuracy) is not None
     ]
     losses = [
-        (a, c)
+        (step, a, c)
         for step in common
         if (a := mine[step].train_loss) is not None and (c := theirs[step].train_loss) is not None
     ]
     if not accuracies or not losses:
         return None
-    return (
-        accuracies[-1][0] - accuracies[-1][1],
-        mean(a - c for a, c in accuracies),
-        mean(c - a for a, c in losses),
+    last, final, beside = accuracies[-1]
+    return last, (
+        final - beside,
+        mean(a - c for _, a, c in accuracies),
+        mean(c - a for step, a, c in losses if step <= last),
     )
 
 
@@ -126,8 +134,12 @@ def _sentence(differences: Sequence[ArmDifference]) -> str:
     return "; ".join(parts) + "."
 
 
-def _caveats(differences: Sequence[ArmDifference]) -> tuple[str, ...]:
+def _caveats(differences: Sequence[ArmDifference], behind: int) -> tuple[str, ...]:
     rows: list[str] = []
+    if behind:
+        pairs = "1 pair of arms" if behind == 1 else f"{behind} pairs of arms"
+        was = "was" if behind == 1 else "were"
+        rows.append(f"{pairs} that got less far than the others {was} left out.")
     fewest = min((each.seeds for each in differences), default=0)
     if 0 < fewest < 5:
         rows.append(

@@ -106,30 +106,29 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
     backward would run through the first one's graph, and a table made without gradients cuts its
     parameters off.
     """
-    before = [
-        (
-            vars(each),
-            {
-                key: (value, value.copy() if isinstance(value, dict | list) else None)
-                for key, value in vars(each).items()
-                if key not in _EVERY_MODULE_HAS
-            },
-        )
-        for each in module.modules()
+    # A plain copy of the dictionaries is quick, and this runs once a batch.
+    before = [(vars(each), dict(vars(each))) for each in module.modules()]
+    contents: list[tuple[Any, Any]] = [
+        (value, value.copy())
+        for _, kept in before
+        for key, value in kept.items()
+        if type(value) in (dict, list) and key not in _EVERY_MODULE_HAS
     ]
     try:
         yield
     finally:
         for now, kept in before:
-            for key in now.keys() - kept.keys() - _EVERY_MODULE_HAS:
+            for key in [key for key in now if key not in kept]:
                 del now[key]
-            for key, (value, content) in kept.items():
-                now[key] = value
-                if isinstance(value, dict):
-                    value.clear()
-                    value.update(content)
-                elif isinstance(value, list):
-                    value[:] = content
+            for key, value in kept.items():
+                if now.get(key) is not value and key not in _EVERY_MODULE_HAS:
+                    now[key] = value
+        for held, content in contents:
+            held.clear()
+            if isinstance(held, dict):
+                held.update(content)
+            else:
+                held.extend(content)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

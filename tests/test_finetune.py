@@ -636,6 +636,18 @@ def test_only_steps_that_both_have_taken_count() -> None:
     assert difference(found.differences, "final_val_accuracy").mean == 0.0
 
 
+def test_a_seed_that_was_stopped_early_does_not_mix_its_steps_with_the_others() -> None:
+    plan = curves("plan", [0.6, 0.6, 0.9])
+    plan[2] = ArmCurve(arm="plan", seed=2, steps=plan[2].steps[:2])
+
+    found = compare_curves(curves("control", [0.5] * 3) + plan)
+
+    row = difference(found.differences, "final_val_accuracy")
+    assert row.seeds == 2
+    assert row.mean == pytest.approx(0.1)
+    assert found.caveats[0] == "1 pair of arms that got less far than the others was left out."
+
+
 def test_seeds_without_a_partner_do_not_count() -> None:
     found = compare_curves(curves("control", [0.5, 0.5, 0.5]) + curves("plan", [0.6, 0.6]))
 
