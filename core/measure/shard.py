@@ -150,11 +150,11 @@ class HeadSums:
     """Sums of attention entropy, a figure a head.
 
     Attributes:
-        rows: Queries looked at, a head.
+        rows: (heads,) int64, queries looked at that see two keys or more.
         entropy: (heads,) float64, sum of entropy over its largest possible value.
     """
 
-    rows: int
+    rows: Tensor
     entropy: Tensor
 
     def merged(self, other: HeadSums) -> HeadSums:
@@ -254,7 +254,7 @@ def shard_state(shard: Shard) -> dict[str, Tensor]:
         }
     for name, heads in shard.heads.items():
         state |= {
-            f"heads/{name}/counts": torch.tensor([heads.rows]),
+            f"heads/{name}/counts": heads.rows,
             f"heads/{name}/entropy": heads.entropy,
         }
     for name, gradient in shard.gradients.items():
@@ -285,7 +285,8 @@ def shard_from(state: Mapping[str, Tensor]) -> Shard:
         name, _, part = rest.rpartition("/")
         if part != "counts":
             continue
-        counts = [int(each) for each in state[f"{kind}/{rest}"]]
+        held = state[f"{kind}/{rest}"]
+        counts = [int(each) for each in held]
         key = f"{kind}/{name}/"
         if kind == "site":
             keys = state[f"{key}keys"].numpy().view(np.uint64)
@@ -294,7 +295,7 @@ def shard_from(state: Mapping[str, Tensor]) -> Shard:
                 counts[0], state[f"{key}sums"], counts[1], state[f"{key}gradient"], sample
             )
         elif kind == "heads":
-            shard.heads[name] = HeadSums(counts[0], state[f"{key}entropy"])
+            shard.heads[name] = HeadSums(held, state[f"{key}entropy"])
         else:
             shard.gradients[name] = GradientTotal(
                 state[f"{key}total"], state[f"{key}squares"], counts[0]
