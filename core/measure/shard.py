@@ -277,6 +277,7 @@ def shard_from(state: Mapping[str, Tensor]) -> Shard:
 
     Raises:
         KeyError: Parts are missing.
+        ValueError: Parts do not fit each other.
     """
     samples, batches = (int(each) for each in state["header"])
     shard = Shard(samples, batches, state["loss"])
@@ -288,12 +289,18 @@ def shard_from(state: Mapping[str, Tensor]) -> Shard:
         held = state[f"{kind}/{rest}"]
         counts = [int(each) for each in held]
         key = f"{kind}/{name}/"
+        if len(counts) < (3 if kind == "site" else 1):
+            raise ValueError(f"{kind}/{name} lacks counts")
         if kind == "site":
             keys = state[f"{key}keys"].numpy().view(np.uint64)
-            sample = RowSample(keys, [state[f"{key}sample"]], counts[2])
-            shard.sites[name] = SiteSums(
-                counts[0], state[f"{key}sums"], counts[1], state[f"{key}gradient"], sample
+            rows, sums, gradient = (
+                state[f"{key}{each}"] for each in ("sample", "sums", "gradient")
             )
+            units = gradient.shape[-1] if gradient.ndim else 0
+            if (rows.shape, sums.shape) != ((len(keys), units), (5, units)):
+                raise ValueError(f"site/{name} holds tensors that do not fit each other")
+            sample = RowSample(keys, [rows], counts[2])
+            shard.sites[name] = SiteSums(counts[0], sums, counts[1], gradient, sample)
         elif kind == "heads":
             shard.heads[name] = HeadSums(held, state[f"{key}entropy"])
         else:
