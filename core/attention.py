@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # `F.multi_head_attention_forward` hides its projections: keys are projected again for one image
@@ -35,6 +35,7 @@ class Attention:
         scale: Factor of the scores.
         weights: (batch, heads, queries, keys) after the softmax, where they are at hand.
         every: Only every so many-th batch entry is there.
+        entries: How many batch entries there were before that; None for those that are there.
     """
 
     query: Tensor | None = None
@@ -44,6 +45,7 @@ class Attention:
     scale: float = 1.0
     weights: Tensor | None = None
     every: int = 1
+    entries: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -57,20 +59,25 @@ class Attention:
             keys = self.key.shape[2]
         return batch, heads, queries, keys
 
-    def entropy(self, chosen: Int[Tensor, "batch few"]) -> Float[Tensor, "batch head few"]:
+    def entropy(
+        self, chosen: Int[Tensor, "batch few"]
+    ) -> tuple[Float[Tensor, "batch head few"], Bool[Tensor, "batch head few"]]:
         """Return the entropy of the chosen queries' attention over its largest possible value.
 
         Args:
             chosen: (batch, few) positions of queries, an own choice for each batch entry.
 
         Returns:
-            float32 in [0, 1]: 0 where one key gets everything, 1 where all that may be seen get
-            the same. NaN where a query sees fewer than two keys.
+            float32 in [0, 1], 0 where one key gets everything, 1 where all that may be seen get
+            the same; and whether the query has a choice at all. One that sees fewer than two
+            keys, as the first does under a causal mask, has none; its entropy is given as 0.
         """
         batch, heads, queries, keys = self.shape
         few = chosen.shape[1]
         place = chosen[:, None, :, None]
-        with torch.no_grad():
+        # Under autocast a product of half-precision queries and keys would overflow before it is
+        # scaled, which the fused kernels do not.
+        with torch.no_grad(), torch.autocast(chosen.device.type, enabled=False):
             if self.weights is not None:
                 p = self.weights.gather(2, place.expand(batch, heads, few, keys)).float()
                 seen = torch.full_like(p[..., 0], keys)
@@ -78,18 +85,20 @@ class Attention:
                 assert self.query is not None
                 assert self.key is not None
                 index = place.expand(batch, heads, few, self.query.shape[3])
-                picked = self.query.gather(2, index)
-                scores = (picked @ self.key.transpose(-2, -1)).float() * self.scale
+                picked = self.query.gather(2, index).float()
+                scores = (picked @ self.key.transpose(-2, -1).float()) * self.scale
                 if self.mask is not None:
                     whole = self.mask.expand(batch, heads, queries, keys)
                     scores = scores + whole.gather(2, place.expand(batch, heads, few, keys))
                 if self.causal:
                     hidden = torch.arange(keys, device=scores.device) > place
                     scores = scores.masked_fill(hidden, -math.inf)
-                seen = (scores > -math.inf).sum(-1).float()
+                # What is not a number is seen, and shows.
+                seen = (scores != -math.inf).sum(-1).float()
                 p = scores.softmax(-1)
+            chooses = seen > 1
             entropy = -torch.xlogy(p, p).sum(-1)
-            return torch.where(seen > 1, entropy / seen.log(), torch.nan)
+            return torch.where(chooses, entropy / seen.log(), 0.0), chooses
 
 
 def _heads_second(tensor: Tensor) -> Tensor:
@@ -153,6 +162,7 @@ def _multi_head(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention |
         given.get("key_padding_mask"),
         given.get("bias_k"),
         given.get("static_k"),
+        given.get("add_zero_attn") or None,
     )
     if packed is None or query.ndim != 3 or any(each is not None for each in odd):
         return None
@@ -173,6 +183,7 @@ def _multi_head(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention |
         causal=bool(given.get("is_causal", False)),
         scale=(width // heads) ** -0.5,
         every=MHA_EVERY,
+        entries=query.shape[1],
     )
 
 

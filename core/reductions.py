@@ -164,6 +164,8 @@ def isometry_distance(singular_values: Float[Tensor, " k"], *, rows: int, column
 
 # Fewer eigenvalues than this fit any power law.
 FEWEST_EIGENVALUES = 20
+# Eigenvalues of a float32 weight that differ by less are equal but for rounding.
+EQUAL_SPREAD = 1e-6
 
 
 def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
@@ -203,9 +205,10 @@ def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
     below, upto = place / tail[:, None], (place + 1) / tail[:, None]
     gap = torch.maximum((model - below).abs(), (model - upto).abs())
     distance = torch.where(inside, gap, 0.0).amax(1)
-    distance = torch.where(spread > 0, distance, torch.inf)
+    uneven = spread > EQUAL_SPREAD * tail
+    distance = torch.where(uneven, distance, torch.inf)
     best = int(distance.argmin())
-    return float(alpha[best]) if spread[best] > 0 else math.nan
+    return float(alpha[best]) if uneven[best] else math.nan
 
 
 def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " k"]:

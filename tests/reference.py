@@ -19,6 +19,12 @@ from torch import Tensor, nn
 SATURATION_EPS = 0.01
 DORMANT_TAU = 0.025
 NEAR_ZERO = 1e-3
+NEAR_ZERO_OUTPUT = 0.05
+RARELY_ACTIVE = 0.01
+# Positions of one image at which outputs and attention are looked at.
+POSITIONS = 8
+# More rows than the zoo has are thinned out before their rank is taken.
+MOST_ROWS = 256
 
 Formula = Callable[[Tensor], Tensor]
 
@@ -67,8 +73,32 @@ def elu(z: Tensor) -> Tensor:
     return torch.where(z > 0, z, torch.exp(z) - 1)
 
 
+def hardtanh(z: Tensor) -> Tensor:
+    # At the ends autograd passes nothing on.
+    inner = torch.where(z <= -1, torch.full_like(z, -1.0), z)
+    return torch.where(z >= 1, torch.full_like(z, 1.0), inner)
+
+
+def hardsigmoid(z: Tensor) -> Tensor:
+    inner = torch.where(z <= -3, torch.zeros_like(z), z / 6 + 0.5)
+    return torch.where(z >= 3, torch.ones_like(z), inner)
+
+
+def softsign(z: Tensor) -> Tensor:
+    return z / (1 + z.abs())
+
+
 # Those that are exactly 0 over a half-line.
 RECTIFIERS = frozenset({relu, relu6})
+# Lowest and highest output.
+BOUNDS: Mapping[Formula, tuple[float, float]] = {
+    relu6: (0.0, 6.0),
+    sigmoid: (0.0, 1.0),
+    hardsigmoid: (0.0, 1.0),
+    tanh: (-1.0, 1.0),
+    hardtanh: (-1.0, 1.0),
+    softsign: (-1.0, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +111,35 @@ class Fed:
     axis: int
 
 
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """What the queries of one layer did.
+
+    Attributes:
+        weights: (entries, heads, queries, keys) after the softmax.
+        seen: (queries, keys) which keys a query may see.
+        every: Every so many-th entry is looked at.
+    """
+
+    weights: Tensor
+    seen: Tensor
+    every: int
+
+
 @dataclass(slots=True)
 class Pass:
     """One forward pass as it is written down: logits at the end, what was fed on the way."""
 
     fed: dict[str, Fed] = field(default_factory=dict)
+    attended: dict[str, Attended] = field(default_factory=dict)
+
+    def attend(
+        self, layer: str, heads: list[Tensor], *, seen: Tensor | None = None, every: int = 1
+    ) -> None:
+        weights = torch.stack(heads, 1).detach()
+        if seen is None:
+            seen = torch.ones(weights.shape[2:], dtype=torch.bool)
+        self.attended[layer] = Attended(weights, seen, every)
 
     def feed(self, layer: str, formula: Formula, z: Tensor, *, axis: int) -> Tensor:
         h = formula(z)
@@ -127,16 +181,27 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return (x - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
 
 
-def attention(attn: nn.Module, x: Tensor) -> Tensor:
+def attention_weights(
+    q: Tensor, k: Tensor, *, scale: float, added: Tensor | None = None, seen: Tensor | None = None
+) -> Tensor:
+    """One head: softmax(scale q k' + added) over the keys that are seen."""
+    scores = scale * (q @ k.transpose(1, 2))
+    powers = torch.exp(scores if added is None else scores + added)
+    powers = powers if seen is None else powers * seen
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def attention(attn: nn.Module, x: Tensor, run: Pass, layer: str) -> Tensor:
     """Head by head: softmax(q k' / sqrt(d)) v."""
     width = x.shape[-1]
     size = width // attn.heads
     q, k, v = linear(attn.qkv, x).split(width, dim=-1)
-    mixed = []
+    mixed, weights = [], []
     for head in range(attn.heads):
         own = slice(head * size, (head + 1) * size)
-        scores = torch.exp(q[..., own] @ k[..., own].transpose(1, 2) / math.sqrt(size))
-        mixed.append(scores / scores.sum(-1, keepdim=True) @ v[..., own])
+        weights.append(attention_weights(q[..., own], k[..., own], scale=size**-0.5))
+        mixed.append(weights[-1] @ v[..., own])
+    run.attend(layer, weights)
     return linear(attn.proj, torch.cat(mixed, dim=-1))
 
 
@@ -170,7 +235,7 @@ def vit(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
     ]
     x = torch.cat(tokens, dim=1) + m.pos_embed
     for i, block in enumerate(m.blocks):
-        x = x + attention(block.attn, layer_norm(block.norm1, x))
+        x = x + attention(block.attn, layer_norm(block.norm1, x), run, f"blocks.{i}.attn.qkv")
         z = linear(block.mlp.fc1, layer_norm(block.norm2, x))
         x = x + linear(block.mlp.fc2, run.feed(f"blocks.{i}.mlp.fc1", gelu, z, axis=2))
     return linear(m.head, layer_norm(m.norm, x)[:, 0])
@@ -216,6 +281,71 @@ def pre_activation(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
     return linear(m.head, run.feed("norm", relu, z, axis=1).mean((2, 3)))
 
 
+def hard_gates(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = run.feed("first", hardtanh, convolution(m.first, x), axis=1)
+    gate = convolution(m.gate, x.mean((2, 3), keepdim=True))
+    x = x * run.feed("gate", hardsigmoid, gate, axis=1)
+    return linear(m.head, run.feed("second", softsign, linear(m.second, x.mean((2, 3))), axis=1))
+
+
+def masked_vit(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = convolution(m.patch, x)
+    x = torch.stack([x[:, :, row, column] for row in (0, 1) for column in (0, 1)], dim=1)
+    positions = torch.arange(4)
+    # A token and the one before it, counted in a circle.
+    pairs = (positions[:, None] - positions) % 4 < 2
+    earlier = positions[:, None] >= positions
+    for name, seen in (("added", None), ("hidden", pairs), ("causal", earlier)):
+        attn = getattr(m, name)
+        q, k, v = linear(attn.q, x), *linear(attn.kv, x).split(8, dim=-1)
+        mixed, weights = [], []
+        for head in range(2):
+            own = slice(4 * head, 4 * head + 4)
+            added = attn.added[head] if name == "added" else None
+            weights.append(
+                attention_weights(q[..., own], k[..., own], scale=0.5, added=added, seen=seen)
+            )
+            mixed.append(weights[-1] @ v[..., own])
+        run.attend(f"{name}.q", weights, seen=seen)
+        x = x + linear(attn.proj, torch.cat(mixed, dim=-1))
+    return linear(m.head, x.mean(1))
+
+
+def multi_head(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = convolution(m.patch, x)
+    x = torch.stack([x[:, :, row, column] for row in (0, 1) for column in (0, 1)], dim=1)
+    packed = torch.einsum("nti,oi->nto", x, m.attn.in_proj_weight) + m.attn.in_proj_bias
+    q, k, v = packed.split(8, dim=-1)
+    mixed, weights = [], []
+    for head in range(2):
+        own = slice(4 * head, 4 * head + 4)
+        weights.append(attention_weights(q[..., own], k[..., own], scale=0.5))
+        mixed.append(weights[-1] @ v[..., own])
+    # Its keys are hidden in a fused call; they are made again for one image in four.
+    run.attend("attn", weights, every=4)
+    return linear(m.head, (x + linear(m.attn.out_proj, torch.cat(mixed, dim=-1))).mean(1))
+
+
+def windowed(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = convolution(m.patch, x)
+    windows = [
+        torch.stack([x[:, :, top + row, left + column] for row in (0, 1) for column in (0, 1)], 1)
+        for top in (0, 2)
+        for left in (0, 2)
+    ]
+    # One image's windows lie beside each other on the batch axis.
+    x = torch.stack(windows, dim=1).flatten(0, 1)
+    x = x + attention(m.attn, x, run, "attn.qkv")
+    x = x + linear(m.fc2, run.feed("fc1", silu, linear(m.fc1, x), axis=2))
+    return linear(m.head, x.reshape(-1, 16, 8).mean(1))
+
+
+def swiglu(m: nn.Module, x: Tensor, run: Pass) -> Tensor:
+    x = linear(m.embed, x.flatten(1))
+    gate = run.feed("gate", silu, linear(m.gate, x), axis=1)
+    return linear(m.head, x + linear(m.out, gate * linear(m.value, x)))
+
+
 FORWARDS: Mapping[str, Callable[[nn.Module, Tensor, Pass], Tensor]] = {
     "residual_cnn": residual_cnn,
     "depthwise": depthwise,
@@ -226,6 +356,11 @@ FORWARDS: Mapping[str, Callable[[nn.Module, Tensor, Pass], Tensor]] = {
     "frozen_norm": frozen_norm,
     "tuple": tuple_net,
     "pre_activation": pre_activation,
+    "hard_gates": hard_gates,
+    "masked_vit": masked_vit,
+    "multi_head": multi_head,
+    "windowed": windowed,
+    "swiglu": swiglu,
 }
 
 
@@ -260,10 +395,12 @@ def truth(
     z_rows: dict[str, list[Tensor]] = {}
     h_rows: dict[str, list[Tensor]] = {}
     g_rows: dict[str, list[Tensor]] = {}
+    looked_at: dict[str, list[Tensor]] = {}
+    entropies: dict[str, list[list[list[float]]]] = {}
     formulas: dict[str, Formula] = {}
     sizes: list[int] = []
     for inputs, labels in batches:
-        run = Pass()
+        run, first = Pass(), sum(sizes)
         logits = forward(module, inputs.double(), run)
         each_loss = _cross_entropy(logits, labels)
         losses.append(each_loss.detach().numpy())
@@ -278,12 +415,20 @@ def truth(
             formulas[name] = fed.formula
             z_rows.setdefault(name, []).append(_rows(fed.z, fed.axis))
             h_rows.setdefault(name, []).append(_rows(fed.h, fed.axis))
+            kept = looked_at.setdefault(name, [])
+            kept += _kept_rows(fed.h, fed.axis, first=first, images=len(inputs))
             if fed.h.requires_grad:
                 # The sum over samples: where none meets another, the gradient at a row of one
                 # sample is that of its own loss alone.
                 at_units = _gradient(each_loss.sum(), fed.h)
                 gradient = torch.zeros_like(fed.h) if at_units is None else at_units
                 g_rows.setdefault(name, []).append(_rows(gradient, fed.axis))
+        for name, attended in run.attended.items():
+            found = entropies.setdefault(name, [[] for _ in range(attended.weights.shape[1])])
+            for head, values in zip(
+                found, _entropies(attended, first=first, images=len(inputs)), strict=True
+            ):
+                head.append(values)
     metrics: dict[str, dict[str, tuple[float | None, int]]] = {}
     units: dict[str, dict[str, np.ndarray]] = {}
     edge_distance = math.inf
@@ -297,9 +442,13 @@ def truth(
             z, h = torch.cat(z_rows[name]), torch.cat(h_rows[name])
             gradient = torch.cat(g_rows[name]) if name in g_rows else None
             more, arrays = _activation_truth(formulas[name], z, h, gradient)
+            more |= _rank_truth(torch.stack(looked_at[name]).numpy())
             edge_distance = min(edge_distance, _edge_distance(formulas[name], z))
         else:
             more, arrays = dict.fromkeys(ACTIVATION_NAMES, (None, 0)), {}
+        figures |= more
+        per_unit |= arrays
+        more, arrays = _attention_truth(entropies.get(name))
         metrics[name] = figures | more
         units[name] = per_unit | arrays
     return Truth(float(np.concatenate(losses).mean()), metrics, units, edge_distance)
@@ -309,10 +458,15 @@ ACTIVATION_NAMES = (
     "unit_grad_mean_abs_mean",
     "grad_dormant_fraction",
     "saturated_fraction",
+    "rho_b",
     "dead_fraction",
+    "rarely_active_fraction",
     "dormant_fraction",
+    "near_zero_output_fraction",
     "activation_mean_abs",
     "sign_entropy",
+    "activation_effective_rank",
+    "activation_srank",
 )
 
 
@@ -326,7 +480,8 @@ def _main_parameter(module: nn.Module, layer: str) -> nn.Parameter:
     own = dict(module.named_parameters(remove_duplicate=False))
     if layer in own:
         return own[layer]
-    inside = [own[f"{layer}.{key}"] for key in ("weight", "bias") if f"{layer}.{key}" in own]
+    keys = ("weight", "bias", "in_proj_weight")
+    inside = [own[f"{layer}.{key}"] for key in keys if f"{layer}.{key}" in own]
     return max(inside, key=lambda parameter: parameter.numel())
 
 
@@ -365,28 +520,54 @@ def _weight_truth(
         ),
         "stable_rank": (None, 0),
         "effective_rank": (None, 0),
+        "isometry_distance": (None, 0),
+        "power_law_alpha": (None, 0),
     }
     if weight.ndim == 1:
         return figures, {}
     matrix = _matrix(weight)
     if min(matrix.shape) > 1:
-        # Singular values by another way than the decomposition: eigenvalues of the smaller
-        # product of the matrix with itself.
-        small = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-        s = np.sqrt(np.clip(np.linalg.eigvalsh(small), 0.0, None))
-        share = s[s > 0] / s.sum() if s.sum() > 0 else np.ones(0)
+        s = np.linalg.svd(matrix, compute_uv=False)
         figures["stable_rank"] = ((s**2).sum() / (s**2).max() if s.max() > 0 else 0.0, n)
-        figures["effective_rank"] = (
-            math.exp(-(share * np.log(share)).sum()) if len(share) else 0.0,
-            n,
-        )
+        figures["effective_rank"] = (_effective_rank(s), n)
+        # The larger of the two squares could never be the identity.
+        square = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+        off = ((square - np.eye(len(square))) ** 2).sum()
+        figures["isometry_distance"] = (off / len(square), n)
+        alpha = _power_law(sorted(s**2))
+        figures["power_law_alpha"] = (None, 0) if alpha is None else (alpha, len(s))
     return figures, {"unit_weight_l2": np.sqrt((matrix**2).sum(1))}
+
+
+def _effective_rank(s: np.ndarray) -> float:
+    share = s[s > 0] / s.sum() if s.sum() > 0 else np.ones(0)
+    return math.exp(-(share * np.log(share)).sum()) if len(share) else 0.0
+
+
+def _power_law(eigenvalues: list[float]) -> float | None:
+    """The law of that tail which lies closest to it; tails of ten values or a tenth at least."""
+    n = len(eigenvalues)
+    if n < 20:
+        return None
+    best = (math.inf, math.nan)
+    for start in range(n - max(10, n // 10) + 1):
+        tail = eigenvalues[start:]
+        alpha = 1 + len(tail) / sum(math.log(x / tail[0]) for x in tail)
+        distance = 0.0
+        for i, x in enumerate(tail):
+            law = 1 - (x / tail[0]) ** (1 - alpha)
+            distance = max(distance, abs(law - i / len(tail)), abs(law - (i + 1) / len(tail)))
+        best = min(best, (distance, alpha))
+    return best[1]
 
 
 def _gradient_truth(
     weight: np.ndarray, batch_gradients: list[np.ndarray], sizes: list[int]
 ) -> tuple[dict[str, tuple[float | None, int]], dict[str, np.ndarray]]:
-    names = ("grad_l2", "grad_mean_abs", "relative_grad_norm", "weight_grad_mean_abs", "grad_snr")
+    names = (
+        *("grad_l2", "grad_mean_abs", "relative_grad_norm", "weight_grad_mean_abs"),
+        *("grad_zero_fraction", "grad_snr", "optimization_readiness"),
+    )
     if not batch_gradients:
         return dict.fromkeys(names, (None, 0)), {}
     samples = sum(sizes)
@@ -400,9 +581,16 @@ def _gradient_truth(
         "grad_mean_abs": (np.abs(mean).mean(), samples),
         "weight_grad_mean_abs": (np.abs(weight * mean).mean(), samples),
         "relative_grad_norm": (norm / weight_norm, samples) if weight_norm > 0 else (None, 0),
+        "grad_zero_fraction": ((mean == 0).mean(), samples),
         "grad_snr": (None, 0),
+        "optimization_readiness": (None, 0),
     }
     if len(sizes) > 1:
+        energy = sum(
+            size / samples * (each**2).sum()
+            for size, each in zip(sizes, batch_gradients, strict=True)
+        )
+        figures["optimization_readiness"] = (norm**4 / energy if energy > 0 else 0.0, len(sizes))
         # Batches weigh as many samples as they hold; for equal ones this is the sample variance.
         noise = sum(
             size / samples * ((each - mean) ** 2).sum()
@@ -429,6 +617,11 @@ def _activation_truth(
         "dead_fraction": (
             ((h.numpy() == 0).all(0).mean(), rows) if formula in RECTIFIERS else (None, 0)
         ),
+        "rarely_active_fraction": (
+            ((positive < RARELY_ACTIVE).mean(), rows) if formula in RECTIFIERS else (None, 0)
+        ),
+        "near_zero_output_fraction": ((h.abs() <= NEAR_ZERO_OUTPUT).numpy().mean(), rows),
+        "rho_b": (_rho_b(h.numpy(), *BOUNDS[formula]), rows) if formula in BOUNDS else (None, 0),
         "unit_grad_mean_abs_mean": (None, 0),
         "grad_dormant_fraction": (None, 0),
     }
@@ -445,6 +638,94 @@ def _activation_truth(
     return figures, per_unit
 
 
+def _rho_b(h: np.ndarray, low: float, high: float, bins: int = 10) -> float:
+    """Rakitianskaia & Engelbrecht: the bins' mean outputs, weighed by how many they hold."""
+    place = np.minimum(((h - low) / (high - low) * bins).astype(int), bins - 1)
+    total = 0.0
+    for each in range(bins):
+        held = h[place == each]
+        if len(held):
+            total += abs(2 * (held.mean() - low) / (high - low) - 1) * len(held)
+    return total / h.size
+
+
+def mixed(number: int) -> int:
+    """SplitMix64's finaliser, on Python's own whole numbers."""
+    whole = 2**64
+    x = (number + 0x9E3779B97F4A7C15) % whole
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % whole
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % whole
+    return x ^ (x >> 31)
+
+
+def looked_at_positions(number: int, count: int, most: int) -> list[int]:
+    """Which positions of an entry are looked at: one in each of `most` equal stretches."""
+    if count <= most:
+        return list(range(count))
+    edges = [i * count // most for i in range(most + 1)]
+    return [
+        edges[i] + mixed(number * most + i + count) % (edges[i + 1] - edges[i]) for i in range(most)
+    ]
+
+
+def _kept_rows(h: Tensor, axis: int, *, first: int, images: int) -> list[Tensor]:
+    """The rows of h that its rank is taken from."""
+    entries = h.detach().movedim(axis, -1)
+    entries = entries.reshape(len(entries), -1, h.shape[axis])
+    windows = len(entries) // images
+    return [
+        rows[place]
+        for number, rows in enumerate(entries, start=first * windows)
+        for place in looked_at_positions(number, len(rows), POSITIONS)
+    ]
+
+
+def _rank_truth(rows: np.ndarray) -> dict[str, tuple[float | None, int]]:
+    n, units = rows.shape
+    assert n <= MOST_ROWS
+    if min(n, units) < 2:
+        return {"activation_effective_rank": (None, 0), "activation_srank": (None, 0)}
+    s = np.linalg.svd(rows, compute_uv=False)
+    count = next((k for k in range(len(s) + 1) if s[:k].sum() >= 0.99 * s.sum()), len(s))
+    return {
+        "activation_effective_rank": (_effective_rank(s), n),
+        "activation_srank": (float(count), n),
+    }
+
+
+def _entropies(attended: Attended, *, first: int, images: int) -> list[list[float]]:
+    """Each head's entropies over their largest possible value, of the queries looked at."""
+    entries, heads, queries, _ = attended.weights.shape
+    windows = entries // images
+    chosen = [
+        (entry, query)
+        for entry in range(0, entries, attended.every)
+        for query in looked_at_positions(
+            first * windows + entry, queries, max(1, POSITIONS // windows)
+        )
+        # Who sees a single key has nothing to choose.
+        if attended.seen[query].sum() > 1
+    ]
+    return [
+        [
+            -sum(float(a) * math.log(a) for a in attended.weights[entry, head, query] if a > 0)
+            / math.log(attended.seen[query].sum())
+            for entry, query in chosen
+        ]
+        for head in range(heads)
+    ]
+
+
+def _attention_truth(
+    found: list[list[list[float]]] | None,
+) -> tuple[dict[str, tuple[float | None, int]], dict[str, np.ndarray]]:
+    if found is None:
+        return {"attention_entropy": (None, 0)}, {}
+    by_head = np.array([[each for batch in head for each in batch] for head in found])
+    figures = {"attention_entropy": (float(by_head.mean()), by_head.shape[1])}
+    return figures, {"head_attention_entropy": by_head.mean(1)}
+
+
 def _dormant(size: np.ndarray) -> float:
     if not size.any():
         return 1.0
@@ -458,13 +739,13 @@ def _entropy(p: float) -> float:
 def _edge_distance(formula: Formula, z: Tensor) -> float:
     """The largest power of ten by which every z may move with no count changing."""
 
-    def counts(moved: Tensor) -> tuple[Tensor, Tensor]:
-        return moved > 0, slope(formula, moved).abs() < SATURATION_EPS
+    def counts(moved: Tensor) -> Tensor:
+        near = formula(moved).abs() <= NEAR_ZERO_OUTPUT
+        return torch.stack([moved > 0, slope(formula, moved).abs() < SATURATION_EPS, near])
 
-    signs, flat = counts(z)
+    here = counts(z)
     for exponent in range(-1, -9, -1):
         step = 10.0**exponent
-        nearby = [counts(z + step), counts(z - step)]
-        if all(torch.equal(s, signs) and torch.equal(f, flat) for s, f in nearby):
+        if all(torch.equal(counts(moved), here) for moved in (z + step, z - step)):
             return step
     return 0.0

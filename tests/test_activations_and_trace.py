@@ -312,6 +312,13 @@ def test_running_statistics_are_coupled_to_the_layer_they_describe(case: str) ->
 
 
 @pytest.mark.parametrize("case", ZOO)
+def test_attention_belongs_to_the_layer_that_makes_its_queries(case: str) -> None:
+    found = {each.name: each.attention for each in ZOO[case].outline().layers}
+
+    assert {name: site for name, site in found.items() if site} == ZOO[case].asks
+
+
+@pytest.mark.parametrize("case", ZOO)
 def test_an_outline_lists_every_parameter_and_buffer_of_the_state_once(case: str) -> None:
     module = ZOO[case].module()
     outline = ZOO[case].outline()

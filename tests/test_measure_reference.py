@@ -26,7 +26,11 @@ COUNTS = frozenset(
     {
         "saturated_fraction",
         "dead_fraction",
+        "rarely_active_fraction",
         "dormant_fraction",
+        "near_zero_output_fraction",
+        "activation_srank",
+        "grad_zero_fraction",
         "grad_dormant_fraction",
         "sign_entropy",
         "near_zero_fraction",
@@ -35,11 +39,22 @@ COUNTS = frozenset(
 )
 # Computed in float64 from the weights themselves, with no pass in between.
 WEIGHTS = frozenset({"weight_l2", "weight_mean", "weight_std", "weight_kurtosis"})
+# Also in float64, through the eigenvalues of the weight's square: 1e-8 of the largest singular
+# value each.
+SPECTRA = frozenset({"stable_rank", "effective_rank", "isometry_distance", "power_law_alpha"})
+# ||g||^4 over a squared norm: the error of a gradient's norm up to six times.
+SIXFOLD = frozenset({"optimization_readiness"})
+# What the spread between batches is part of, and so how the samples were cut into them.
+BETWEEN_BATCHES = frozenset({"grad_snr", "optimization_readiness"})
 
 
 def tolerance(metric: str) -> float:
     if metric in WEIGHTS:
         return 1e-12
+    if metric in SPECTRA:
+        return 1e-7
+    if metric in SIXFOLD:
+        return 6 * FLOAT32
     return COUNTED if metric in COUNTS else FLOAT32
 
 
@@ -57,7 +72,8 @@ def measured(case: str) -> Measured:
 
 @pytest.mark.parametrize("case", ZOO)
 def test_no_case_puts_a_value_on_the_edge_at_which_a_count_jumps(case: str) -> None:
-    assert expected(case).edge_distance >= 1e-4
+    # Ten times what float32 moves a value by on its way.
+    assert expected(case).edge_distance >= 1e-5
 
 
 @pytest.mark.parametrize("case", ZOO)
@@ -216,7 +232,7 @@ def test_figures_do_not_depend_on_the_batch_size_without_a_norm_over_the_batch(
 
     for layer, figures in whole.metrics.items():
         for metric, figure in figures.items():
-            if metric != "grad_snr" and figure.value is not None:
+            if metric not in BETWEEN_BATCHES and figure.value is not None:
                 assert found.metrics[layer][metric].value == pytest.approx(
                     figure.value, rel=FLOAT32, abs=1e-9
                 ), (layer, metric)
@@ -487,7 +503,9 @@ def test_a_weight_that_is_not_finite_has_no_rank_and_no_false_figures() -> None:
     figures = probed(module, [(1.0, 1.0, 1.0)] * 2).metrics["probe"]
 
     assert figures["stable_rank"].reason == "the weight holds values that are not finite"
-    assert math.isnan(figures["dormant_fraction"].value or 0.0)
+    reason = "the activation holds values that are not finite"
+    assert figures["dormant_fraction"].reason == reason
+    assert figures["activation_effective_rank"].reason == reason
     assert math.isnan(figures["weight_l2"].value or 0.0)
 
 

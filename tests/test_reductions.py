@@ -19,15 +19,20 @@ from core.activations import (
     derivative,
     saturated_intervals,
 )
+from core.kernels import Intervals, Limits, Want, unit_sums
+from core.measure.shard import RowSample, SiteSums
 from core.reductions import (
-    UnitSums,
+    FEWEST_EIGENVALUES,
     as_matrix,
     binary_entropy,
     dormant_fraction,
     dormant_score,
     effective_rank,
-    in_intervals,
+    isometry_distance,
     kurtosis,
+    power_law_alpha,
+    rank_for,
+    singular_values,
     stable_rank,
     unit_axis,
 )
@@ -60,6 +65,12 @@ def named(activation: Activation) -> str:
     return " ".join([activation.name, *(f"{each:g}" for each in activation.settings)])
 
 
+def inside(z: Tensor, intervals: Intervals) -> list[bool]:
+    """Which of these values a read counts as inside: each is a unit of its own."""
+    counts = unit_sums(z[None], 1, Want.POSITIVE | Want.INSIDE, Limits(intervals))[2]
+    return (counts > 0).tolist()
+
+
 # Saturated intervals.
 
 anywhere = st.one_of(
@@ -86,9 +97,9 @@ def test_saturated_intervals_hold_exactly_the_z_with_a_small_derivative(
         for end in (each for interval in intervals for each in interval):
             clear &= (z - end).abs() > 1e-12
 
-    inside = in_intervals(z, intervals)
+    found = torch.tensor(inside(z, intervals))
 
-    assert inside[clear].tolist() == (derivative(activation, z).abs() < eps)[clear].tolist()
+    assert found[clear].tolist() == (derivative(activation, z).abs() < eps)[clear].tolist()
 
 
 @pytest.mark.parametrize(
@@ -97,9 +108,9 @@ def test_saturated_intervals_hold_exactly_the_z_with_a_small_derivative(
 def test_kinks_are_counted_as_autograd_counts_them_in_float32(activation: Activation) -> None:
     z = torch.tensor(KINKS, dtype=torch.float32)
 
-    inside = in_intervals(z, saturated_intervals(activation))
+    found = inside(z, saturated_intervals(activation))
 
-    assert inside.tolist() == (derivative(activation, z).abs() < SATURATION_EPS).tolist()
+    assert found == (derivative(activation, z).abs() < SATURATION_EPS).tolist()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=named)
@@ -151,8 +162,8 @@ def test_an_eps_outside_its_range_is_refused(eps: float) -> None:
 def test_not_a_number_is_in_no_interval() -> None:
     z = torch.tensor([math.nan, -math.inf, math.inf])
 
-    assert in_intervals(z, ((-math.inf, math.inf),)).tolist() == [False, True, True]
-    assert in_intervals(z, ((-math.inf, 0.0), (1.0, math.inf))).tolist() == [False, True, True]
+    assert inside(z, ((-math.inf, math.inf),)) == [False, True, True]
+    assert inside(z, ((-math.inf, 0.0), (1.0, math.inf))) == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -193,10 +204,7 @@ def layers_with_silent_units(draw: st.DrawFn) -> tuple[Tensor, int]:
 
 
 def mean_abs(h: Tensor) -> Tensor:
-    sums = UnitSums.empty(h.shape[1])
-    sums.add_input(h, 1, ())
-    sums.add_output(h, 1)
-    return sums.abs_h / sums.rows
+    return unit_sums(h, 1, Want.ABSOLUTE)[0] / len(h)
 
 
 @given(
@@ -252,26 +260,32 @@ def test_no_units_or_a_tau_outside_its_range_are_refused(units: int, tau: float)
 INTERVALS = ((-math.inf, -2.0), (3.0, math.inf))
 
 
-def sums_of(z: Tensor, axis: int) -> UnitSums:
-    sums = UnitSums.empty(z.shape[axis])
-    if len(z):
-        sums.add_input(z, axis, INTERVALS)
-        sums.add_output(z.relu(), axis)
-        sums.add_gradient(z - 1, axis, 4.0)
-    return sums
+def sums_of(z: Tensor, axis: int) -> SiteSums:
+    """Read z, its ReLU and a gradient as measuring does."""
+    rows = z.numel() // z.shape[axis]
+    sums = unit_sums(z.relu(), axis, Want.ABSOLUTE | Want.NEAR, Limits(near=1.0))
+    sums += unit_sums(z, axis, Want.POSITIVE | Want.INSIDE, Limits(INTERVALS))
+    gradient = unit_sums(z - 1, axis, Want.ABSOLUTE)[0]
+    return SiteSums(rows, sums, rows, gradient, RowSample())
 
 
-def merged(parts: list[UnitSums]) -> UnitSums:
+def merged(parts: list[SiteSums]) -> SiteSums:
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.merged(part)
     return whole
 
 
-def fields(sums: UnitSums) -> dict[str, object]:
+def fields(sums: SiteSums) -> dict[str, object]:
+    absolute, positive, saturated, near, _ = sums.sums.tolist()
     return {
-        name: value.tolist() if isinstance(value := getattr(sums, name), Tensor) else value
-        for name in UnitSums.__slots__
+        "rows": sums.rows,
+        "absolute": absolute,
+        "positive": positive,
+        "saturated": saturated,
+        "near": near,
+        "gradient_rows": sums.gradient_rows,
+        "gradient": sums.gradient.tolist(),
     }
 
 
@@ -307,8 +321,8 @@ def test_sums_of_fractions_agree_to_the_rounding_of_float32(rows: int, cut: int,
     found = sums_of(z[:cut], 1).merged(sums_of(z[cut:], 1))
 
     # Forty terms, each rounded to 6e-8 of the running sum.
-    torch.testing.assert_close(found.abs_h, one_pass.abs_h, rtol=40 * 6e-8, atol=0.0)
-    torch.testing.assert_close(found.abs_gradient, one_pass.abs_gradient, rtol=40 * 6e-8, atol=0.0)
+    torch.testing.assert_close(found.sums, one_pass.sums, rtol=40 * 6e-8, atol=0.0)
+    torch.testing.assert_close(found.gradient, one_pass.gradient, rtol=40 * 6e-8, atol=0.0)
 
 
 def test_sums_count_what_their_names_say() -> None:
@@ -320,32 +334,46 @@ def test_sums_count_what_their_names_say() -> None:
 
     assert fields(sums) == {
         "rows": 4,
+        "absolute": [4.0, 4.0],
         "positive": [2.0, 1.0],
         "saturated": [2.0, 2.0],
-        "nonzero": [2.0, 1.0],
-        "abs_h": [4.0, 4.0],
+        # Rectified: 0, 1, 3, 0 and 0, 4, 0, 0.
+        "near": [3.0, 3.0],
         "gradient_rows": 4,
-        "abs_gradient": [4 * (4 + 0 + 2 + 2.0), 4 * (1 + 3 + 1 + 5.0)],
+        "gradient": [4 + 0 + 2 + 2.0, 1 + 3 + 1 + 5.0],
     }
 
 
-def test_a_value_that_is_not_a_number_is_not_zero() -> None:
-    sums = UnitSums.empty(2)
+def test_the_distance_from_a_middle_is_summed() -> None:
+    h = torch.tensor([[0.0, 6.0], [1.0, 3.0]])
 
-    sums.add_output(torch.tensor([[math.nan, 0.0]]), 1)
+    offset = unit_sums(h, 1, Want.ABSOLUTE | Want.NEAR | Want.OFFSET, Limits(middle=3.0))[4]
 
-    assert sums.nonzero.tolist() == [1.0, 0.0]
+    assert offset.tolist() == [3 + 2.0, 3 + 0.0]
+
+
+def test_a_value_that_is_not_a_number_counts_nowhere_and_shows_in_the_sums() -> None:
+    everything = Limits(((-math.inf, math.inf),), near=1.0)
+    want = Want.ABSOLUTE | Want.POSITIVE | Want.INSIDE | Want.NEAR | Want.OFFSET
+
+    sums = unit_sums(torch.tensor([[math.nan, 0.5]]), 1, want, everything)
+
+    assert sums[1:4].tolist() == [[0.0, 1.0]] * 3
+    assert [math.isnan(each) for each in sums[[0, 4], 0].tolist()] == [True, True]
 
 
 def test_small_terms_are_not_lost_beside_a_large_sum() -> None:
     # In float32 a million and a hundredth is a million: batches are summed in float64.
-    sums = UnitSums.empty(1)
-    sums.add_output(torch.tensor([[1e6]]), 1)
+    parts = [sums_of(torch.tensor([[each]]), 1) for each in [1e6] + [1e-2] * 100]
 
-    for _ in range(100):
-        sums.add_output(torch.tensor([[1e-2]]), 1)
+    whole = merged(parts)
 
-    assert float(sums.abs_h) == pytest.approx(1e6 + 1.0, abs=1e-6)
+    assert float(whole.sums[0]) == pytest.approx(1e6 + 1.0, abs=1e-6)
+
+
+def test_more_intervals_than_a_read_can_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 intervals; at most 4"):
+        Limits(((0.0, 1.0),) * 5)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +437,81 @@ def test_equal_singular_values_give_their_number(rank: int) -> None:
 
 def test_ranks_of_nothing_are_zero() -> None:
     assert (effective_rank(torch.zeros(3)), stable_rank(torch.zeros(3))) == (0.0, 0.0)
+
+
+@given(values=spectra, share=st.floats(0.01, 1.0))
+def test_as_many_directions_as_the_share_needs_and_no_more(
+    values: list[float], share: float
+) -> None:
+    ordered = sorted(values, reverse=True)
+    total = math.fsum(ordered)
+
+    count = rank_for(torch.tensor(values, dtype=torch.float64), share=share)
+
+    # Rounding of a dozen terms may tip a sum that meets the share exactly.
+    assert math.fsum(ordered[:count]) >= share * total * (1 - 1e-11)
+    assert math.fsum(ordered[: count - 1]) < share * total * (1 + 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [([1.0] * 100, 99), ([98.0, 1.0, 1.0], 2), ([5.0, 0.0, 0.0], 1), ([0.0, 0.0], 0)],
+)
+def test_directions_for_99_percent_of_known_spectra(values: list[float], count: int) -> None:
+    assert rank_for(torch.tensor(values)) == count
+
+
+@given(rows=st.integers(1, 6), columns=st.integers(1, 6), seed=st.integers(0, 2**32))
+def test_singular_values_are_those_of_the_decomposition(rows: int, columns: int, seed: int) -> None:
+    matrix = torch.randn(
+        (rows, columns), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    wanted = torch.linalg.svdvals(matrix)
+
+    found = singular_values(matrix)
+
+    # The root of a rounding of float64: 1e-8 of the largest.
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=3e-8 * float(wanted[0]))
+
+
+@given(rows=st.integers(2, 6), columns=st.integers(2, 6), seed=st.integers(0, 2**32))
+def test_distance_from_isometry_is_that_of_the_smaller_square(
+    rows: int, columns: int, seed: int
+) -> None:
+    matrix = torch.randn(
+        (rows, columns), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    square = matrix.T @ matrix if rows >= columns else matrix @ matrix.T
+    wanted = float(((square - torch.eye(len(square))) ** 2).sum()) / len(square)
+
+    found = isometry_distance(singular_values(matrix), rows=rows, columns=columns)
+
+    assert found == pytest.approx(wanted, rel=1e-9)
+
+
+@given(scale=st.floats(1e-9, 1e9), seed=st.integers(0, 2**32))
+def test_a_power_law_does_not_depend_on_scale_or_order(scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(40, dtype=torch.float64, generator=generator) ** -0.8
+
+    found = power_law_alpha(values.flip(0) * scale)
+
+    assert found == pytest.approx(power_law_alpha(values), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.linspace(1, 2, FEWEST_EIGENVALUES - 1),
+        torch.cat([torch.linspace(1, 2, FEWEST_EIGENVALUES - 1), torch.zeros(30)]),
+        torch.full((40,), 3.0),
+        torch.zeros(40),
+        torch.zeros(0),
+    ],
+    ids=["too few", "too few that are not 0", "all equal", "all 0", "none"],
+)
+def test_too_few_or_equal_eigenvalues_have_no_power_law(values: Tensor) -> None:
+    assert math.isnan(power_law_alpha(values))
 
 
 @given(

@@ -7,7 +7,7 @@ layers and the activation that each of them feeds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -308,6 +308,154 @@ class PreActivationNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class HardGates(nn.Module):
+    """Bounded activations made of straight lines, and a gate by hard sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.act1 = nn.Hardtanh(-1.0, 1.0, inplace=True)
+        self.gate = nn.Conv2d(6, 6, 1)
+        self.act2 = nn.Hardsigmoid(inplace=True)
+        self.second = nn.Linear(6, 5)
+        self.head = nn.Linear(5, CLASSES)
+        with torch.no_grad():
+            self.gate.weight *= 20.0
+            self.second.weight *= 4.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.first(x))
+        x = x * self.act2(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.head(F.softsign(self.second(x.mean((2, 3)))))
+
+
+class MaskedAttention(nn.Module):
+    """Fused attention whose mask is added, boolean or causal, keys and values apart."""
+
+    def __init__(self, width: int, heads: int, kind: str) -> None:
+        super().__init__()
+        self.heads, self.kind = heads, kind
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        with torch.no_grad():
+            self.q.weight *= 3.0
+            self.kv.weight *= 3.0
+        self.register_buffer("added", torch.randn(heads, 4, 4), persistent=False)
+        seen = torch.eye(4, dtype=torch.bool)
+        self.register_buffer("seen", seen | seen.roll(1, 0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        q = self.q(x).reshape(n, tokens, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(x).reshape(n, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.kind == "causal":
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        elif self.kind == "added":
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.added, scale=0.5)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, self.seen)
+        return self.proj(mixed.transpose(1, 2).reshape(n, tokens, width))
+
+
+class MaskedVit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 2, stride=2)
+        self.added = MaskedAttention(8, 2, "added")
+        self.hidden = MaskedAttention(8, 2, "hidden")
+        self.causal = MaskedAttention(8, 2, "causal")
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        for each in (self.added, self.hidden, self.causal):
+            x = x + each(x)
+        return self.head(x.mean(1))
+
+
+class MultiHeadVit(nn.Module):
+    """PyTorch's own attention module, whose projections no hook sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 2, stride=2)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+        with torch.no_grad():
+            self.attn.in_proj_weight *= 3.0
+            self.attn.in_proj_bias.uniform_(-0.5, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        mixed, _ = self.attn(x, x, x, need_weights=False)
+        return self.head((x + mixed).mean(1))
+
+
+class WindowAttention(nn.Module):
+    """Attention written out, as older and windowed transformers do."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.softmax = nn.Softmax(dim=-1)
+        self.proj = nn.Linear(width, width)
+        with torch.no_grad():
+            self.qkv.weight *= 3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        weights = self.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5)
+        return self.proj((weights @ v).transpose(1, 2).reshape(n, tokens, width))
+
+
+class WindowedNet(nn.Module):
+    """Windows of 2 x 2 tokens on the batch axis: four entries an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 2, stride=2)
+        self.attn = WindowAttention(8, 2)
+        self.fc1 = nn.Linear(8, 12)
+        self.act = nn.SiLU(inplace=True)
+        self.fc2 = nn.Linear(12, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x)
+        n, width, height, breadth = x.shape
+        x = x.reshape(n, width, height // 2, 2, breadth // 2, 2)
+        x = x.permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, width)
+        x = x + self.attn(x)
+        x = x + self.fc2(self.act(self.fc1(x)))
+        return self.head(x.reshape(n, -1, width).mean(1))
+
+
+class SwiGlu(nn.Module):
+    """A gate by SiLU, its matrices wide enough for a power law to be fitted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, 24)
+        self.gate = nn.Linear(24, 32)
+        self.value = nn.Linear(24, 32)
+        self.act = nn.SiLU()
+        self.out = nn.Linear(32, 24)
+        self.head = nn.Linear(24, CLASSES)
+        with torch.no_grad():
+            # A heavy tail, as training leaves.
+            self.value.weight *= torch.linspace(0.1, 1.5, 32)[:, None] ** 3
+            self.gate.weight *= 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1))
+        gate = self.gate(x)
+        return self.head(x + self.out(self.act(gate) * self.value(x)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One network of the zoo.
@@ -318,6 +466,7 @@ class Case:
         order: Its layers in running order, parameters of the root first.
         feeds: Layer to the name of the activation it feeds.
         coupled: Layer to the buffers that describe its output.
+        asks: Layer to the site of the attention whose queries it makes.
         seed: Of weights and images; chosen so that no pre-activation lies on an edge.
     """
 
@@ -325,7 +474,8 @@ class Case:
     size: int
     order: tuple[str, ...]
     feeds: Mapping[str, str]
-    coupled: Mapping[str, tuple[str, ...]]
+    coupled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    asks: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     def module(self) -> nn.Module:
@@ -359,6 +509,8 @@ def statistics(norm: str) -> tuple[str, str, str]:
     """Return the names of a BatchNorm's buffers."""
     return (f"{norm}.running_mean", f"{norm}.running_var", f"{norm}.num_batches_tracked")
 
+
+MASKS = ("added", "hidden", "causal")
 
 ZOO: Mapping[str, Case] = {
     "residual_cnn": Case(
@@ -403,7 +555,7 @@ ZOO: Mapping[str, Case] = {
             *("norm", "head"),
         ),
         feeds={f"blocks.{block}.mlp.fc1": f"blocks.{block}.mlp.act" for block in (0, 1)},
-        coupled={},
+        asks={f"blocks.{block}.attn.qkv": f"blocks.{block}.attn:attention" for block in (0, 1)},
     ),
     "functional": Case(
         build=FunctionalNet,
@@ -415,21 +567,18 @@ ZOO: Mapping[str, Case] = {
             "third": "act#2",
             "inner.lin": "inner:silu",
         },
-        coupled={},
     ),
     "frozen": Case(
         build=FrozenNet,
         size=6,
         order=("first", "second", "third", "head"),
         feeds={"first": "act1", "second": "act2", "third": "act3"},
-        coupled={},
     ),
     "tied": Case(
         build=TiedNet,
         size=2,
         order=("left", "right", "loop", "head"),
         feeds={"left": "act", "right": "silu", "loop": "softplus"},
-        coupled={},
     ),
     "frozen_norm": Case(
         build=FrozenNormNet,
@@ -443,14 +592,49 @@ ZOO: Mapping[str, Case] = {
         size=2,
         order=("pair", "head", "spare"),
         feeds={"pair": "act"},
-        coupled={},
     ),
     "pre_activation": Case(
         build=PreActivationNet,
         size=7,
         order=("conv", "skip", "norm", "head"),
         feeds={"norm": "act"},
-        coupled={},
+    ),
+    "hard_gates": Case(
+        build=HardGates,
+        size=4,
+        order=("first", "gate", "second", "head"),
+        feeds={"first": "act1", "gate": "act2", "second": "softsign"},
+    ),
+    "masked_vit": Case(
+        build=MaskedVit,
+        size=4,
+        order=(
+            "patch",
+            *(f"{kind}.{part}" for kind in MASKS for part in ("q", "kv", "proj")),
+            "head",
+        ),
+        feeds={},
+        asks={f"{kind}.q": f"{kind}:attention" for kind in MASKS},
+    ),
+    "multi_head": Case(
+        build=MultiHeadVit,
+        size=4,
+        order=("patch", "attn", "attn.out_proj", "head"),
+        feeds={},
+        asks={"attn": "attn:attention"},
+    ),
+    "windowed": Case(
+        build=WindowedNet,
+        size=8,
+        order=("patch", "attn.qkv", "attn.proj", "fc1", "fc2", "head"),
+        feeds={"fc1": "act"},
+        asks={"attn.qkv": "attn.softmax:attention"},
+    ),
+    "swiglu": Case(
+        build=SwiGlu,
+        size=2,
+        order=("embed", "gate", "value", "out", "head"),
+        feeds={"gate": "act"},
     ),
 }
 

@@ -151,7 +151,7 @@ def gradient_sums(
     """Return sums over a weight's gradient by output unit, and add it to a running total.
 
     Args:
-        weight: Any shape with at least one axis; rows are the first axis.
+        weight: Any shape; rows are the first axis, one row where there is none.
         gradient: Same shape.
         total: Same shape; `scale * gradient` is added to it in place. None adds nowhere.
         scale: What the gradient is multiplied with first.

@@ -26,7 +26,6 @@ ROWS_EACH = 1024
 TILE_ROWS = 32
 TILE_UNITS = 64
 TILE_INNER = 1024
-FAR = 3.4e38
 
 
 @triton.jit
@@ -135,8 +134,9 @@ def available() -> bool:
 
 def unit_sums(x: Tensor, rows: int, units: int, inner: int, want: int, limits: Limits) -> Tensor:
     """Return (5, units) float64 sums of a tensor that lies as (rows, units, inner)."""
-    lows = tuple(max(low, -FAR) for low, _ in limits.intervals) or (FAR,)
-    highs = tuple(min(high, FAR) for _, high in limits.intervals) or (-FAR,)
+    # Without any, the first one holds nothing.
+    lows = tuple(low for low, _ in limits.intervals) or (math.inf,)
+    highs = tuple(high for _, high in limits.intervals) or (-math.inf,)
     numbers = (lows, highs, limits.middle, limits.near)
     if inner == 1:
         pieces = -(-rows // ROWS_EACH)

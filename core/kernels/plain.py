@@ -45,8 +45,8 @@ def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale:
     scaled = gradient if scale == 1.0 else gradient * scale
     if total is not None:
         total += scaled
-    rows = scaled.reshape(scaled.shape[0], -1)
-    products = (weight.to(scaled.dtype) * scaled).reshape(scaled.shape[0], -1)
+    rows = scaled.reshape(scaled.shape[0] if scaled.ndim else 1, -1)
+    products = (weight.to(scaled.dtype) * scaled).reshape(rows.shape)
     return torch.stack(
         [
             rows.pow(2).sum(1).double(),

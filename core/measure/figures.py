@@ -388,17 +388,21 @@ def _ranks(seen: SiteSums) -> dict[str, MetricValue]:
 def _head_part(
     heads: HeadSums | None, layer: LayerInfo
 ) -> tuple[dict[str, MetricValue], dict[str, np.ndarray]]:
-    if heads is None or heads.rows == 0:
+    rows = None if heads is None else heads.rows.cpu()
+    if heads is None or rows is None:
         reason = (
             "its attention was not reached in this pass"
             if layer.attention
             else "the layer makes no queries for attention"
         )
         return missing(("attention_entropy",), reason), {}
-    entropy = (heads.entropy / heads.rows).cpu()
+    if not bool((rows > 0).all()):
+        return missing(("attention_entropy",), "no query sees two keys or more"), {}
+    entropy = heads.entropy.cpu() / rows
     if not bool(entropy.isfinite().all()):
-        return missing(("attention_entropy",), "a query sees fewer than two keys"), {}
-    figure = MetricValue(value=float(entropy.mean()), n=heads.rows)
+        reason = "the attention holds values that are not finite"
+        return missing(("attention_entropy",), reason), {}
+    figure = MetricValue(value=float(entropy.mean()), n=int(rows.max()))
     return {"attention_entropy": figure}, {"head_attention_entropy": _array(entropy)}
 
 

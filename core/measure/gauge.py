@@ -455,17 +455,16 @@ class Gauge:
         batch, _, queries, _ = attention.shape
         if batch == 0 or queries == 0:
             return
-        whole = batch * attention.every
+        whole = attention.entries or batch
         samples = self._samples(whole)[:: attention.every]
         windows = max(1, whole // max(self._rows, 1))
         most = max(1, QUERIES_AN_IMAGE // windows)
         chosen = positions(samples, queries, most=most, salt=queries)
-        entropy = attention.entropy(_on(chosen, self.device)).double()
-        rows = entropy.shape[0] * entropy.shape[2]
-        sums = HeadSums(rows, entropy.sum((0, 2)))
+        entropy, chooses = attention.entropy(_on(chosen, self.device))
+        sums = HeadSums(chooses.sum((0, 2)), entropy.double().sum((0, 2)))
         known = self.shard.heads.get(name)
         self.shard.heads[name] = sums if known is None else known.merged(sums)
-        self._attention[place] = sums.entropy.mean() / rows
+        self._attention[place] = (sums.entropy / sums.rows).mean()
 
 
 def _row(name: str) -> int:

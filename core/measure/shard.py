@@ -150,11 +150,11 @@ class HeadSums:
     """Sums of attention entropy, a figure a head.
 
     Attributes:
-        rows: Queries looked at, a head.
+        rows: (heads,) int64, queries looked at that see two keys or more.
         entropy: (heads,) float64, sum of entropy over its largest possible value.
     """
 
-    rows: int
+    rows: Tensor
     entropy: Tensor
 
     def merged(self, other: HeadSums) -> HeadSums:
@@ -254,7 +254,7 @@ def shard_state(shard: Shard) -> dict[str, Tensor]:
         }
     for name, heads in shard.heads.items():
         state |= {
-            f"heads/{name}/counts": torch.tensor([heads.rows]),
+            f"heads/{name}/counts": heads.rows,
             f"heads/{name}/entropy": heads.entropy,
         }
     for name, gradient in shard.gradients.items():
@@ -277,6 +277,7 @@ def shard_from(state: Mapping[str, Tensor]) -> Shard:
 
     Raises:
         KeyError: Parts are missing.
+        ValueError: Parts do not fit each other.
     """
     samples, batches = (int(each) for each in state["header"])
     shard = Shard(samples, batches, state["loss"])
@@ -285,16 +286,23 @@ def shard_from(state: Mapping[str, Tensor]) -> Shard:
         name, _, part = rest.rpartition("/")
         if part != "counts":
             continue
-        counts = [int(each) for each in state[f"{kind}/{rest}"]]
+        held = state[f"{kind}/{rest}"]
+        counts = [int(each) for each in held]
         key = f"{kind}/{name}/"
+        if len(counts) < (3 if kind == "site" else 1):
+            raise ValueError(f"{kind}/{name} lacks counts")
         if kind == "site":
             keys = state[f"{key}keys"].numpy().view(np.uint64)
-            sample = RowSample(keys, [state[f"{key}sample"]], counts[2])
-            shard.sites[name] = SiteSums(
-                counts[0], state[f"{key}sums"], counts[1], state[f"{key}gradient"], sample
+            rows, sums, gradient = (
+                state[f"{key}{each}"] for each in ("sample", "sums", "gradient")
             )
+            units = gradient.shape[-1] if gradient.ndim else 0
+            if (rows.shape, sums.shape) != ((len(keys), units), (5, units)):
+                raise ValueError(f"site/{name} holds tensors that do not fit each other")
+            sample = RowSample(keys, [rows], counts[2])
+            shard.sites[name] = SiteSums(counts[0], sums, counts[1], gradient, sample)
         elif kind == "heads":
-            shard.heads[name] = HeadSums(counts[0], state[f"{key}entropy"])
+            shard.heads[name] = HeadSums(held, state[f"{key}entropy"])
         else:
             shard.gradients[name] = GradientTotal(
                 state[f"{key}total"], state[f"{key}squares"], counts[0]
