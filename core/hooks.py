@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -106,11 +107,11 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
     backward would run through the first one's graph, and a table made without gradients cuts its
     parameters off.
     """
-    before = [
+    before: list[tuple[dict[str, Any], dict[str, tuple[Any, Any]]]] = [
         (
             vars(each),
             {
-                key: (value, value.copy() if isinstance(value, dict | list) else None)
+                key: (value, copy(value) if isinstance(value, dict | list) else None)
                 for key, value in vars(each).items()
                 if key not in _EVERY_MODULE_HAS
             },
