@@ -11,31 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import ModelError
 from core.hooks import module_kept
+from core.origins import PRODUCTS, Origins, tensors_in
 from core.records import LayerInfo, ModelCard, ModelOutline, ParameterInfo
 from core.records.outline import LayerKind
+from core.reductions import unit_axis
 from core.seeding import random_state_kept
 from core.trace import Site, first_tensor, watched_forward
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-# What a layer does with its weight; some networks do it with the weight of a layer that itself
-# never runs.
-PRODUCTS = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv2d})
-# What hands a tensor on with its values unchanged.
-RESHAPES = frozenset(
-    {
-        *(torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze, torch.unflatten),
-        *(torch.transpose, torch.permute, torch.movedim, torch.swapaxes, torch.clone),
-        *(Tensor.reshape, Tensor.reshape_as, Tensor.view, Tensor.view_as, Tensor.flatten),
-        *(Tensor.unflatten, Tensor.squeeze, Tensor.unsqueeze, Tensor.transpose, Tensor.permute),
-        *(Tensor.movedim, Tensor.swapaxes, Tensor.contiguous, Tensor.clone, Tensor.to),
-        *(Tensor.float, Tensor.type_as, F.dropout, F.dropout1d, F.dropout2d),
-    }
-)
 
 
 @dataclass(slots=True)
@@ -82,16 +69,14 @@ def outline_module(module: nn.Module, card: ModelCard, head: frozenset[str]) -> 
 def _trace(module: nn.Module, *, size: int) -> _Traced:
     traced = _Traced()
     modules = dict(module.named_modules())
-    # Keyed by identity, with the tensor kept alive so that no identity is used twice.
-    origin: dict[int, tuple[Tensor, str]] = {}
-    last: list[tuple[str, torch.Size]] = []
-    seen: set[str] = set()
     owners = {name for name, each in modules.items() if each._parameters}
     kinds = {name: _kind(modules[name]) for name in owners}
+    origins = Origins(lambda name, made: _axis(kinds[name], modules[name], made))
     owned: dict[int, list[str]] = {}
     for name in owners:
         for parameter in modules[name]._parameters.values():
             owned.setdefault(id(parameter), []).append(name)
+    seen: set[str] = set()
 
     def came_by(name: str) -> None:
         if name and name not in seen:
@@ -99,50 +84,41 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
             traced.order.append(name)
 
     def called(function: Any, given: Sequence[Any], result: Any, running: frozenset[str]) -> None:
-        made = first_tensor(result)
-        if made is None:
+        if not tensors_in([result]):
             return
-        for place, tensor in enumerate(_tensors(given)):
+        for place, tensor in enumerate(tensors_in(given)):
             names = owned.get(id(tensor), ())
             # Of the layers that share a parameter the one that runs is meant.
             inside = [name for name in names if name in running]
             for name in inside or names:
                 came_by(name)
                 if not inside and place == 1 and function in PRODUCTS:
-                    ran(name, modules[name], tuple(given), made)
-        if function in RESHAPES and isinstance(given[0], Tensor):
-            known = origin.get(id(given[0]))
-            if known is not None and _same_units(kinds[known[1]], given[0], made):
-                origin[id(made)] = (made, known[1])
+                    ran(name, modules[name], tuple(given), result)
+        origins.called(function, given, result)
 
     def ran(name: str, each: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         came_by(name)
-        source = first_tensor(args)
         made = first_tensor(output)
-        came_from = origin.get(id(source)) if source is not None else None
         feeder = name
-        if came_from is not None and _kind(each) == "norm":
-            feeder = came_from[1]
+        if kinds[name] == "norm":
+            feeder = origins.maker(first_tensor(args)) or name
             buffers = tuple(
                 f"{name}.{key}" for key in RUNNING if each._buffers.get(key) is not None
             )
             if buffers and feeder != name:
                 traced.coupled.setdefault(feeder, buffers)
         if made is not None:
-            origin[id(made)] = (made, feeder)
-            last[:] = [(feeder, made.shape)]
+            origins.ran(feeder, made)
 
     def activated(site: Site, z: Tensor) -> None:
-        known = origin.get(id(z))
-        feeder = known[1] if known is not None else _feeder_between(site, z, last, owners)
+        around = site.name.rpartition(".")[0]
+        # Behind a concatenation it is the norm around it that feeds it, if there is one.
+        feeder = origins.feeder(z) or (around if around in owners else "")
         if feeder:
             traced.sites.setdefault(feeder, site)
 
-    def forget(_: Site, h: Tensor) -> None:
-        origin.pop(id(h), None)
-
     def attended(site: str, inside: str, _: object) -> None:
-        feeder = _asks(inside, traced.order, kinds) or (last[0][0] if last else "")
+        feeder = _asks(inside, traced.order, kinds) or origins.last
         if feeder:
             traced.attention.setdefault(feeder, site)
 
@@ -153,47 +129,12 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
             on_layer=ran,
             before_activation=activated,
             # An in-place activation hands on the same tensor, which is no layer's output now.
-            after_activation=forget,
+            after_activation=lambda site, h: origins.forget(h),
             on_attention=attended,
             on_call=called,
         ):
             module(example_input(module, size=size))
     return traced
-
-
-def _tensors(given: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors among arguments, those in a tuple or list included."""
-    found: list[Tensor] = []
-    for each in given:
-        if isinstance(each, Tensor):
-            found.append(each)
-        elif isinstance(each, tuple | list):
-            found += [one for one in each if isinstance(one, Tensor)]
-    return found
-
-
-def _same_units(kind: LayerKind, source: Tensor, made: Tensor) -> bool:
-    """Return whether a layer's units still lie on the axis its kind of layer has them on."""
-    if min(source.ndim, made.ndim) < 2:
-        return False
-    axis = 1 if kind == "conv" else -1
-    return source.shape[axis] == made.shape[axis]
-
-
-def _feeder_between(
-    site: Site, z: Tensor, last: list[tuple[str, torch.Size]], owners: set[str]
-) -> str:
-    """Return the feeder of an activation whose input no layer returned itself.
-
-    It was made inside a fused norm and activation, or by a residual addition: then the last
-    layer that ran fed it and gave the same shape. Where the shape is another (a concatenation
-    came between), the norm around it fed it, if there is one.
-    """
-    for name, shape in last:
-        if shape == z.shape:
-            return name
-    around = site.name.rpartition(".")[0]
-    return around if around in owners else ""
 
 
 def _asks(inside: str, order: list[str], kinds: dict[str, LayerKind]) -> str:
@@ -207,6 +148,17 @@ def _asks(inside: str, order: list[str], kinds: dict[str, LayerKind]) -> str:
         if name.startswith(f"{inside}.") and kinds.get(name) in ("linear", "conv"):
             return name
     return ""
+
+
+def _axis(kind: LayerKind, module: nn.Module, made: Tensor) -> int:
+    """Return the axis of a tensor that a layer's units lie on."""
+    weight = getattr(module, "weight", None)
+    if kind == "norm" and made.ndim > 1:
+        # As a norm of channels keeps them, where its weight does not fit the last axis.
+        images = getattr(module, "running_mean", None) is not None
+        fits = weight is not None and tuple(weight.shape) == made.shape[-1:]
+        return made.ndim - 1 if fits and not images else 1
+    return unit_axis(kind, made.ndim)
 
 
 def _kind(module: nn.Module) -> LayerKind:

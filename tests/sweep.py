@@ -273,7 +273,7 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
 
 
 def smallest_size(module: Any, *, multiple: int, known: int) -> int:
-    """Return the side of the smallest images the network can be measured on.
+    """Return the side of the smallest images the network can be measured and trained on.
 
     Args:
         module: The network, left as it was.
@@ -286,15 +286,17 @@ def smallest_size(module: Any, *, multiple: int, known: int) -> int:
     from core.trace import first_tensor
 
     sides = {-(-side // multiple) * multiple for side in SIDES}
-    with module_kept(module), torch.no_grad():
-        batch_statistics(module)
-        for side in sorted(side for side in sides if side < known):
-            try:
-                logits = first_tensor(module(torch.randn(BATCH_SIZE, 3, side, side)))
-            except Exception:
-                continue
-            if logits is not None and bool(logits.isfinite().all()):
-                return side
+    for side in sorted(side for side in sides if side < known):
+        images = torch.randn(BATCH_SIZE, 3, side, side)
+        try:
+            with module_kept(module), torch.no_grad():
+                module.train()(images)
+                batch_statistics(module)
+                logits = first_tensor(module(images))
+        except Exception:
+            continue
+        if logits is not None and bool(logits.isfinite().all()):
+            return side
     return known
 
 

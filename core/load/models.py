@@ -566,11 +566,13 @@ def _short_size(spec: ModelSpec, module: nn.Module, *, native: int, multiple: in
 
 def _runs(module: nn.Module, side: int) -> bool:
     with module_kept(module), memory_kept(module), random_state_kept(0), torch.no_grad():
-        module.eval()
-        try:
-            module(torch.zeros(1, 3, side, side))
-        except Exception:
-            return False
+        # Auxiliary heads run in training alone; two images, so that batch norms can.
+        for training in (False, True):
+            module.train(training)
+            try:
+                module(torch.zeros(2, 3, side, side))
+            except Exception:
+                return False
     return True
 
 
