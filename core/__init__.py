@@ -13,6 +13,7 @@ _HOMES = {
     "core.compare": ("compare_curves",),
     "core.export": ("read_curves", "snippet"),
     "core.initialisers": ("list_schemes",),
+    "core.judge": ("list_presets", "rejudge"),
     "core.load": (
         "list_datasets",
         "list_models",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from core.compare import compare_curves
     from core.export import read_curves, snippet
     from core.initialisers import list_schemes
+    from core.judge import list_presets, rejudge
     from core.load import (
         list_datasets,
         list_models,
@@ -90,6 +92,7 @@ __all__ = [
     "list_datasets",
     "list_metrics",
     "list_models",
+    "list_presets",
     "list_rules",
     "list_schemes",
     "make_plan",
@@ -106,6 +109,7 @@ __all__ = [
     "read_diagnosis",
     "read_plan",
     "read_units",
+    "rejudge",
     "reset_weights",
     "resolve_data",
     "resolve_model",

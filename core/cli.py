@@ -18,7 +18,7 @@ from core.errors import LimberError, OptionError, PlanError, Stopped
 from core.events import Events
 from core.records import Diagnosis
 
-LISTS = ("models", "datasets", "metrics", "rules", "schemes")
+LISTS = ("models", "datasets", "metrics", "presets", "rules", "schemes")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,6 +131,7 @@ def _add_measuring(commands: Any) -> None:
         "--transfer", action="store_true", help="also the slower pass: probe, LogME, CKA"
     )
     measure.add_argument("--part", type=_part, help="measure one part, such as 1/4, to merge later")
+    _add_judging(measure)
     measure.add_argument("--out", type=Path, required=True, help="diagnosis.json")
     _add_events(measure)
     measure.set_defaults(run=_measure)
@@ -138,9 +139,27 @@ def _add_measuring(commands: Any) -> None:
     merge = commands.add_parser("merge", help="merge measured parts into a diagnosis")
     merge.add_argument("parts", type=Path, nargs="+", help="files that measure --part wrote")
     merge.add_argument("--histograms", action="store_true", help="keep each weight's histogram")
+    _add_judging(merge)
     merge.add_argument("--out", type=Path, required=True, help="diagnosis.json")
     _add_events(merge)
     merge.set_defaults(run=_merge)
+
+    judging = commands.add_parser("judge", help="say what stands out in a diagnosis")
+    judging.add_argument("diagnosis", type=Path, help="diagnosis.json")
+    _add_judging(judging)
+    judging.add_argument("--json", action="store_true", help="print the findings as JSON")
+    judging.set_defaults(run=_judge)
+
+
+def _add_judging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="set of rules (see: list presets)")
+    parser.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="RULE=VALUE",
+        help="another limit for a rule of the preset; repeat for more",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,11 +276,37 @@ def _list(options: argparse.Namespace, _: Events) -> None:
         else:
             about = row.get("description") or row.get("formula")
             print(f"{row['name']:<26} {row['title']}: {about}")
+            for rule in row.get("rules", ()):
+                print(f"  {rule['name']:<24} {rule['threshold']:g} ({rule['metric']})")
 
 
 def _given(**given: Any) -> dict[str, Any]:
     """Return the options a person gave; those left out keep the stage's own defaults."""
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _numbers(texts: Sequence[str], option: str, example: str) -> dict[str, float]:
+    """Read NAME=NUMBER options."""
+    numbers: dict[str, float] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            numbers[key] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise OptionError(f'{option} "{text}" is not NAME=NUMBER, such as {example}.')
+    return numbers
+
+
+def _judging(options: argparse.Namespace) -> dict[str, Any]:
+    from core.judge import DEFAULT_PRESET, checked_thresholds, preset_named
+
+    preset = options.preset or DEFAULT_PRESET
+    thresholds = _numbers(options.threshold, "--threshold", "dead-units=0.1")
+    # Checked here, so that nobody measures for minutes first.
+    checked_thresholds(preset_named(preset), thresholds)
+    return {"preset": preset, "thresholds": thresholds}
 
 
 def _or(given: int | None, default: int) -> int:
@@ -296,6 +341,7 @@ def _check_place(path: Path, *, folder: bool) -> None:
 
 def _measure(options: argparse.Namespace, events: Events) -> None:
     _check_out(options.out, folder=False)
+    _judging(options)
     # Cheap checks first: nobody should wait for torch to learn of a typing error.
     from core.load import resolve_data, resolve_model
 
@@ -318,6 +364,8 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
                 "Parts keep sums alone; give --histograms to merge, and no --transfer."
             )
         part, parts = options.part
+        if options.preset or options.threshold:
+            raise OptionError("Parts are not judged; give --preset and --threshold to merge.")
         images = measure_part(spec, data, options.out, part=part, parts=parts, **chosen)
         events.emit("done", out=str(options.out))
         print(f"Part {part} of {parts}: {images} images -> {options.out}")
@@ -330,6 +378,7 @@ def _merge(options: argparse.Namespace, events: Events) -> None:
     _check_out(options.out, folder=False)
     from core.pipeline import merge_parts
 
+    _judging(options)
     found = merge_parts(options.parts, histograms=options.histograms, watcher=_watcher(events))
     _report(*found, options, events)
 
@@ -340,8 +389,9 @@ def _report(
     options: argparse.Namespace,
     events: Events,
 ) -> None:
-    from core.pipeline import write_diagnosis
+    from core import rejudge, write_diagnosis
 
+    diagnosis = rejudge(diagnosis, **_judging(options))
     write_diagnosis(diagnosis, units, options.out)
     events.emit("done", out=str(options.out))
     header = diagnosis.header
@@ -349,6 +399,23 @@ def _report(
         f"{header.model_title} on {header.data_title}: {len(diagnosis.layers)} layers, "
         f"{header.samples} images, {header.device}, {header.wall_s:.1f} s -> {options.out}"
     )
+    _say(diagnosis)
+
+
+def _judge(options: argparse.Namespace, _: Events) -> None:
+    from core import read_diagnosis, rejudge
+
+    diagnosis = rejudge(read_diagnosis(options.diagnosis), **_judging(options))
+    if options.json:
+        found = [finding.model_dump(mode="json") for finding in diagnosis.findings]
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    elif diagnosis.findings:
+        _say(diagnosis)
+    else:
+        print(f'Nothing stands out by the rules of "{diagnosis.preset}".')
+
+
+def _say(diagnosis: Diagnosis) -> None:
     for finding in diagnosis.findings:
         print(
             f"  {finding.severity}: {finding.sentence} ({', '.join(finding.layers[:3])}"
@@ -365,15 +432,7 @@ def _plan(options: argparse.Namespace, _: Events) -> None:
 
     if options.data and options.classes is not None:
         raise OptionError("Give --data or --classes, not both: the data says how many classes.")
-    numbers: dict[str, float] = {}
-    for text in options.set:
-        key, equals, value = text.partition("=")
-        try:
-            numbers[key] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise OptionError(f'--set "{text}" is not NAME=NUMBER, such as shrink=0.4.')
+    numbers = _numbers(options.set, "--set", "shrink=0.4")
     scheme_numbers(options.scheme, numbers)
     classes, evidence = options.classes, Evidence()
     if options.data:

@@ -82,6 +82,7 @@ LISTED: dict[str, tuple[set[str], str]] = {
     "models": (MODEL_KEYS, "tf_efficientnet_lite0"),
     "datasets": ({"name", "embedded", "images", "classes"}, "bloodmnist"),
     "metrics": ({"name", "title", "formula"}, "grad_l2"),
+    "presets": ({"name", "title", "description", "rules"}, "redo"),
     "rules": ({"name", "title", "description", "source"}, "by-hand"),
     "schemes": ({"name", "title", "description", "parameters", "source"}, "architecture"),
 }
@@ -129,7 +130,10 @@ def test_a_list_for_people_has_a_line_each(command: Callable[..., Answer], what:
 
     lines = out.splitlines()
     assert code == 0
-    assert [line.split()[0] for line in lines] == [row["name"] for row in rows]
+    listed = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert listed == [row["name"] for row in rows]
+    below = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert below == [rule["name"] for row in rows for rule in row.get("rules", ())]
 
 
 # Bad input
@@ -200,6 +204,24 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         (*PLAN, "--layers", "*", "--scheme", "shrink-perturb", "--set", "shrink=half"),
         "is not NAME=NUMBER",
     ),
+    "unknown preset": ((*MEASURE, "--preset", "nosuch"), 'There is no preset "nosuch"'),
+    "unknown rule of judgement": (
+        (*MEASURE, "--threshold", "dead=0.1"),
+        'has no rule "dead". It has',
+    ),
+    "threshold in words": (
+        (*MEASURE, "--threshold", "dead-units=few"),
+        '--threshold "dead-units=few" is not NAME=NUMBER',
+    ),
+    "threshold for a part": (
+        (*MEASURE, "--part", "1/2", "--preset", "redo"),
+        "Parts are not judged",
+    ),
+    "nothing to judge": (("judge", "gone.json"), '"gone.json" cannot be read as a diagnosis'),
+    "judging words": (("judge", "FILE"), "cannot be read as a diagnosis"),
+    "merging words": (("merge", "FILE", "--out", "OUT"), "cannot be read as a part"),
+    "part of nothing": ((*MEASURE, "--part", "0/0"), "The part is 0 of 0"),
+    "part in words": ((*MEASURE, "--part", "half"), "'half' is no part"),
     "glob without match": ((*PLAN, "--layers", "layer9.*"), 'matches the glob "layer9.*"'),
     "broken regex": ((*PLAN, "--syntax", "regex", "--layers", "("), "not a regular expression"),
     "head alone": ((*PLAN, "--layers", "classifier"), "is new already"),
@@ -379,6 +401,27 @@ def test_a_measurement_is_written_with_its_companion(
     assert rows[-1]["event"] == "done"
     shares = [row["done"] / row["total"] for row in rows if row["event"] == "progress"]
     assert max(shares) == 1.0
+
+
+def test_a_diagnosis_is_judged_by_another_preset_and_other_thresholds(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    out = tmp_path / "diagnosis.json"
+    command(
+        *(*MEASURE[:-1], out, "--samples", 4, "--batch-size", 4, "--image-size", 32),
+        *("--preset", "fastai", "--threshold", "near-zero-outputs=0"),
+    )
+
+    diagnosis = json.loads(out.read_text(encoding="utf-8"))
+    code, said, _ = command(
+        "judge", out, "--preset", "fastai", "--threshold", "near-zero-outputs=0", "--json"
+    )
+    silent = command("judge", out, "--preset", "fastai", "--threshold", "near-zero-outputs=1")
+
+    assert (diagnosis["preset"], diagnosis["thresholds"]) == ("fastai", {"near-zero-outputs": 0})
+    assert code == 0
+    assert diagnosis["findings"] == json.loads(said) != []
+    assert silent == (0, 'Nothing stands out by the rules of "fastai".\n', "")
 
 
 def test_a_plan_is_written_as_its_schema_says(

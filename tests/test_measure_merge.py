@@ -140,14 +140,15 @@ def test_a_sample_holds_the_rows_with_the_smallest_keys_however_they_came(
         part, end = RowSample(), begin + size
         for at in range(begin, end, 300):
             until = min(at + 300, end)
-            part.add(keys[at:until], rows[at:until], offered=until - at)
+            part.add(keys[at:until], lambda places, at=at: rows[at + torch.from_numpy(places)])
         parts.append(part)
         begin = end
 
     found = grouped(parts, order)
 
-    kept = found.settle()
+    found_keys, kept = found.settled()
     assert found.offered == total
+    assert found_keys.tolist() == list(range(min(total, RANK_ROWS)))
     assert ([] if kept is None else kept[:, 0].tolist()) == list(range(min(total, RANK_ROWS)))
 
 

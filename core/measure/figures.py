@@ -371,7 +371,7 @@ def _site_part(
 
 def _ranks(seen: SiteSums) -> dict[str, MetricValue]:
     names = ("activation_effective_rank", "activation_srank")
-    rows = seen.sample.settle()
+    _, rows = seen.sample.settled()
     n, units = (0, 0) if rows is None else rows.shape
     if rows is None or min(n, units) < 2:
         return missing(names, "one row or one unit has no rank")

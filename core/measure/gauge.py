@@ -437,15 +437,17 @@ class Gauge:
             entries = np.repeat(np.arange(size[0]), chosen.shape[1])
             self._chosen[size] = keys, entries, chosen.ravel()
         keys, entries, chosen = self._chosen[size]
-        # In the order of memory a position is one number whatever the number of its axes.
-        index = _on(entries * size[1] + chosen if places else entries, h.device)
-        flat = last.flatten(0, -2) if last.is_contiguous() else None
-        if flat is not None:
-            kept = flat.index_select(0, index)
-        else:
-            parts = [_on(each, h.device) for each in np.unravel_index(chosen, places)]
-            kept = last[(_on(entries, h.device), *parts)]
-        known.sample.add(keys, kept, offered=len(keys))
+
+        def take(which: np.ndarray) -> Tensor:
+            entry, place = entries[which], chosen[which]
+            if last.is_contiguous():
+                # In the order of memory a position is one number, whatever the number of axes.
+                index = entry * size[1] + place if places else entry
+                return last.flatten(0, -2).index_select(0, _on(index, h.device))
+            parts = [_on(each, h.device) for each in np.unravel_index(place, places)]
+            return last[(_on(entry, h.device), *parts)]
+
+        known.sample.add(keys, take)
 
     def _attended(self, name: str, inside: str, attention: Attention) -> None:
         del inside

@@ -8,8 +8,9 @@ sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,47 +62,78 @@ def positions(samples: np.ndarray, count: int, *, most: int, salt: int) -> np.nd
     return edges[:-1] + offset.astype(np.int64)
 
 
-@dataclass(slots=True)
+@lru_cache(maxsize=64)
+def _best(held: bytes, offered: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the keys held afterwards, which offered ones are new, and what places they take.
+
+    Activations of one size are offered the same keys, so that this is found once for all.
+    """
+    before, keys = (np.frombuffer(each, dtype=np.uint64) for each in (held, offered))
+    old = len(before)
+    best = np.argsort(np.concatenate([before, keys]), kind="stable")[:RANK_ROWS]
+    new = best[best >= old] - old
+    stays = np.zeros(old, dtype=bool)
+    stays[best[best < old]] = True
+    places = np.concatenate([np.flatnonzero(~stays), np.arange(old, len(best))])
+    after = np.concatenate([before, np.zeros(len(best) - old, dtype=np.uint64)])
+    after[places] = keys[new]
+    return after, new, places
+
+
 class RowSample:
     """The rows of one activation with the smallest keys among all that were offered.
 
+    The rows lie in one block that is written into: a new one every batch would leave memory in
+    pieces too small for the activations.
+
     Attributes:
-        keys: (kept,) uint64 on the host; more than `RANK_ROWS` until `settled`.
-        rows: Parts (n, units) float32 on the device, in the order of the keys.
+        keys: (kept,) uint64 on the host, in no order.
         offered: How many were offered.
     """
 
-    keys: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    rows: list[Tensor] = field(default_factory=list)
-    offered: int = 0
+    def __init__(self) -> None:
+        self.keys = np.empty(0, dtype=np.uint64)
+        self.offered = 0
+        self._rows: Tensor | None = None
 
-    def add(self, keys: np.ndarray, rows: Tensor, *, offered: int) -> None:
-        """Take rows (n, units) with their keys (n,)."""
-        self.offered += offered
-        if len(keys) == 0:
+    def add(
+        self, keys: np.ndarray, take: Callable[[np.ndarray], Tensor], *, offered: int | None = None
+    ) -> None:
+        """Offer rows with their keys.
+
+        Args:
+            keys: (n,) uint64.
+            take: Returns the rows (m, units) at the places asked for, (m,) of n.
+            offered: How many they stand for; None for n.
+        """
+        self.offered += len(keys) if offered is None else offered
+        after, new, places = _best(self.keys.tobytes(), keys.tobytes())
+        if not len(new):
             return
-        self.keys = np.concatenate([self.keys, keys])
-        self.rows.append(rows.float())
-        if len(self.keys) > 4 * RANK_ROWS:
-            self.settle()
+        rows = take(new).float()
+        if self._rows is None:
+            self._rows = rows.new_empty((RANK_ROWS, rows.shape[1]))
+        index = torch.from_numpy(places).to(rows.device, non_blocking=True)
+        self._rows.index_copy_(0, index, rows)
+        self.keys = after
 
-    def settle(self) -> Tensor | None:
-        """Keep the rows with the smallest `RANK_ROWS` keys, in their order, and return them."""
-        if not self.rows:
-            return None
-        order = np.argsort(self.keys, kind="stable")[:RANK_ROWS]
-        index = torch.from_numpy(order).to(self.rows[0].device, non_blocking=True)
-        kept = torch.cat(self.rows).index_select(0, index)
-        self.keys, self.rows = self.keys[order], [kept]
-        return kept
+    def settled(self) -> tuple[np.ndarray, Tensor | None]:
+        """Return the keys (kept,) in ascending order and their rows (kept, units) float32."""
+        order = np.argsort(self.keys, kind="stable")
+        return self.keys[order], None if self._rows is None else self._at(order)
 
     def merged(self, other: RowSample) -> RowSample:
         """Return the sample of everything offered to either."""
-        return RowSample(
-            np.concatenate([self.keys, other.keys]),
-            [*self.rows, *other.rows],
-            self.offered + other.offered,
-        )
+        both = RowSample()
+        for each in (self, other):
+            both.add(each.keys, each._at, offered=each.offered)
+        return both
+
+    def _at(self, places: np.ndarray) -> Tensor:
+        if self._rows is None:
+            raise ValueError("no row was kept")
+        index = torch.from_numpy(places).to(self._rows.device, non_blocking=True)
+        return self._rows.index_select(0, index)
 
 
 @dataclass(slots=True)
@@ -244,13 +276,13 @@ def shard_state(shard: Shard) -> dict[str, Tensor]:
     }
     for name, site in shard.sites.items():
         key = f"site/{name}/"
-        kept = site.sample.settle()
+        keys, rows = site.sample.settled()
         state |= {
             f"{key}counts": torch.tensor([site.rows, site.gradient_rows, site.sample.offered]),
             f"{key}sums": site.sums,
             f"{key}gradient": site.gradient,
-            f"{key}keys": torch.from_numpy(site.sample.keys.view(np.int64).copy()),
-            f"{key}sample": torch.empty(0, site.sums.shape[1]) if kept is None else kept,
+            f"{key}keys": torch.from_numpy(keys.view(np.int64)),
+            f"{key}sample": torch.empty(0, site.sums.shape[1]) if rows is None else rows,
         }
     for name, heads in shard.heads.items():
         state |= {
@@ -270,6 +302,10 @@ def shard_state(shard: Shard) -> dict[str, Tensor]:
             "moments/m2": shard.moments.m2,
         }
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _taker(rows: Tensor) -> Callable[[np.ndarray], Tensor]:
+    return lambda places: rows.index_select(0, torch.from_numpy(places))
 
 
 def shard_from(state: Mapping[str, Tensor]) -> Shard:
@@ -299,7 +335,8 @@ def shard_from(state: Mapping[str, Tensor]) -> Shard:
             units = gradient.shape[-1] if gradient.ndim else 0
             if (rows.shape, sums.shape) != ((len(keys), units), (5, units)):
                 raise ValueError(f"site/{name} holds tensors that do not fit each other")
-            sample = RowSample(keys, [rows], counts[2])
+            sample = RowSample()
+            sample.add(keys, _taker(rows), offered=counts[2])
             shard.sites[name] = SiteSums(counts[0], sums, counts[1], gradient, sample)
         elif kind == "heads":
             shard.heads[name] = HeadSums(held, state[f"{key}entropy"])

@@ -113,10 +113,20 @@ class Finding(Value):
 
 
 class Diagnosis(Value):
-    """A whole measurement: header, layers in forward order, findings."""
+    """A whole measurement: header, layers in forward order, findings.
+
+    Attributes:
+        header: What it takes to repeat it.
+        layers: In forward order.
+        preset: Which set of rules made the findings.
+        thresholds: The limits that differ from the preset's, by rule.
+        findings: What stands out.
+    """
 
     header: DiagnosisHeader
     layers: tuple[LayerReport, ...]
+    preset: str = "limber"
+    thresholds: dict[str, float] = {}
     findings: tuple[Finding, ...] = ()
 
     def layer(self, name: str) -> LayerReport | None:
