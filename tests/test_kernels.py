@@ -523,3 +523,51 @@ def test_the_triton_kernel_gives_the_plain_sums() -> None:
 
     assert answer.returncode == 0, answer.stderr
     assert int(answer.stdout) == 8 * len(MEASURED)
+
+
+# Built for a GPU that is not here: Triton's compiler needs none.
+OFFLINE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from core.kernels import gpu
+from tests.test_kernels import MEASURED
+
+target = GPUTarget("cuda", 90, 32)
+done = 0
+for kernel, sizes in (
+    (gpu._last, {"rows": "i32", "units": "i32"}), (gpu._runs, {"units": "i32", "inner": "i32"})
+):
+    tiles = {"EACH": 1024, "TR": 32, "TU": 64} if kernel is gpu._last else {"TI": 1024}
+    for number, want in enumerate(MEASURED):
+        pair = ("fp32",) * (1 + number % 2)
+        numbers = {"WANT": int(want), "INTERVALS": len(pair), **tiles}
+        dtype = ("fp32", "bf16", "fp16")[number % 3]
+        signature = {
+            "x_ptr": f"*{dtype}", "out_ptr": "*fp32", **sizes, "lows": pair, "highs": pair,
+            "middle": "fp32", "near": "fp32", **dict.fromkeys(numbers, "constexpr"),
+        }
+        places = {(list(signature).index(name),): value for name, value in numbers.items()}
+        built = triton.compile(ASTSource(kernel, signature=signature, constexprs=places), target)
+        assert built.asm["cubin"]
+        assert built.asm["ptx"].count("st.global")
+        done += 1
+print(done)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not made for this platform"
+)
+def test_the_triton_kernel_builds_for_a_gpu(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == [str(2 * len(MEASURED))]

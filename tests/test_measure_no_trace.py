@@ -275,6 +275,20 @@ def test_a_measured_network_pickles_and_copies(
     assert [torch.equal(twin(inputs), wanted) for twin in twins] == [True, True]
 
 
+@pytest.mark.parametrize("case", ["residual_cnn", "vit", "functional", "multi_head"])
+def test_a_measured_network_compiles_in_one_graph(case: str) -> None:
+    network = ZOO[case]
+    module, (inputs, _) = network.module(), network.batches()[0]
+    measure_network(module, network.batches(), network.outline().layers)
+    module.eval()
+    wanted = module(inputs)
+
+    # A hook left behind would break the graph; the backend that runs it as it is needs no compiler.
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+
+    torch.testing.assert_close(compiled(inputs), wanted)
+
+
 @pytest.mark.parametrize("case", ZOO)
 def test_no_network_of_the_zoo_is_changed_by_a_measurement(case: str) -> None:
     network = ZOO[case]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import DataError, ModelError
-from core.measure import Measured, measure_network
+from core.measure import Measured, figures_of, measure_network, watching
 from core.metrics import list_metrics, metric_names
 from tests.reference import FORWARDS, Truth, truth
 from tests.zoo import BATCH_SIZE, BATCHES, CLASSES, ZOO, outline_of
@@ -314,6 +314,56 @@ def test_two_measurements_give_the_same_bits() -> None:
     again = measure_network(network.module(), network.batches(), network.outline().layers)
 
     assert again.metrics == measured("depthwise").metrics
+
+
+# Autocast keeps 8 bits (bfloat16) or 11 (float16) of each product; a count moves by the values
+# that then lie on the other side of its edge.
+MIXED = {torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@pytest.mark.parametrize("dtype", MIXED, ids=str)
+@pytest.mark.parametrize("case", ["residual_cnn", "depthwise", "vit", "swiglu", "multi_head"])
+def test_mixed_precision_finds_what_float32_finds(case: str, dtype: torch.dtype) -> None:
+    network = ZOO[case]
+    module = network.module()
+
+    with watching(module, network.outline().layers, dtype=dtype) as gauge:
+        for i, (inputs, labels) in enumerate(network.batches()):
+            gauge.add(inputs, labels, first=i * len(inputs))
+    found = figures_of(gauge)
+
+    assert found.loss == pytest.approx(expected(case).loss, rel=MIXED[dtype])
+    for layer, figures in measured(case).metrics.items():
+        for metric in ("grad_l2", "grad_mean_abs", "weight_grad_mean_abs", "activation_mean_abs"):
+            value = figures[metric].value
+            # Gradients that the loss was scaled for have been scaled back.
+            assert found.metrics[layer][metric].value == (
+                None if value is None else pytest.approx(value, rel=3 * MIXED[dtype])
+            ), (layer, metric)
+        share = figures["saturated_fraction"].value
+        if share is not None:
+            assert found.metrics[layer]["saturated_fraction"].value == pytest.approx(
+                share, abs=MIXED[dtype]
+            )
+
+
+def test_a_float16_gradient_too_small_for_float16_is_still_measured() -> None:
+    # Gradients of 1e-8: without scaling the loss float16 would show them as 0.
+    module = Probe(nn.Tanh(), 3)
+    with torch.no_grad():
+        module.head.weight *= 1e-4
+    rows = torch.tensor([[5e-4, 1e-3, -1e-3], [1e-4, 2e-4, 3e-4]])
+    batch = (rows.reshape(2, 3, 1, 1), torch.arange(2))
+    layers = outline_of(module, size=1).layers
+
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        with watching(module, layers, dtype=dtype) as gauge:
+            gauge.add(*batch, first=0)
+        found[dtype] = figures_of(gauge).metrics["probe"]["grad_l2"].value
+
+    assert found[torch.float32] < 1e-7
+    assert found[torch.float16] == pytest.approx(found[torch.float32], rel=0.02)
 
 
 class NormAfterAddition(nn.Module):
