@@ -34,6 +34,7 @@ DIVERGING = {
     False: [[0, "#3B1F7A"], [0.25, "#8E83C4"], [0.5, "#F4F2EE"], [0.75, "#E0913A"], [1, "#8A3D00"]],
     True: [[0, "#B9A7FF"], [0.25, "#6A5BA8"], [0.5, "#1E2528"], [0.75, "#A8631D"], [1, "#FFC071"]],
 }
+FADED = {False: "#D5D9DB", True: "#3A4448"}
 # Ratios beyond a factor of eight look alike; the number is in the hover text.
 RATIO_LIMIT_LOG2 = 3.0
 ROW_PX = 28
@@ -53,6 +54,7 @@ def layer_heatmap(
     infos: Sequence[MetricInfo],
     *,
     view: HeatView,
+    fade: bool = False,
     picked: Sequence[str] = (),
     opened: str | None = None,
     dark: bool = False,
@@ -66,6 +68,7 @@ def layer_heatmap(
         diagnosis: What was measured.
         infos: The rows, from top to bottom.
         view: Which of the three numbers colours a cell.
+        fade: Whether to fade cells in which the network cannot be told from its twin.
         picked: Layers to outline.
         opened: Layer to mark as the one shown in detail.
         dark: Whether the page's ground is dark.
@@ -105,6 +108,20 @@ def layer_heatmap(
             **colours,
         )
     )
+    if fade:
+        uncertain = [[layer.uncertain(info.name) for layer in layers] for info in infos]
+        figure.add_heatmap(
+            z=np.where(np.array(uncertain, dtype=bool) & np.isfinite(z), 1.0, np.nan),
+            x=np.arange(len(layers)),
+            y=np.arange(len(infos)),
+            xgap=1,
+            ygap=2,
+            colorscale=[[0, FADED[dark]], [1, FADED[dark]]],
+            opacity=0.8,
+            showscale=False,
+            # What lies below it answers the pointer.
+            hoverinfo="skip",
+        )
     figure.update_layout(
         **_stage_axis(
             [layer.stage for layer in layers],
@@ -242,6 +259,53 @@ def unit_heatmap(
         },
         yaxis=_metric_axis(labels),
         margin={"l": 8, "r": 8, "t": TOP_PX, "b": 8},
+    )
+    return figure
+
+
+def weight_histogram(
+    figures: Mapping[str, tuple[np.ndarray, np.ndarray]], *, dark: bool = False
+) -> go.Figure:
+    """Return the density of a layer's weights as bars and its twin's as a line.
+
+    Args:
+        figures: Has "histogram_counts" (bins,) and "histogram_edges" (bins + 1,), each with the
+            twin's.
+        dark: Whether the page's ground is dark.
+    """
+    figure = go.Figure()
+    for which, name in enumerate(("network", "fresh twin")):
+        counts, edges = (figures[f"histogram_{part}"][which] for part in ("counts", "edges"))
+        width = np.diff(edges)
+        density = counts / max(float(counts.sum()), 1.0) / width
+        centre = (edges[:-1] + edges[1:]) / 2
+        hover = "%{x:.3g}: %{customdata:,} weights<extra>" + name + "</extra>"
+        if which == 0:
+            figure.add_bar(
+                x=centre,
+                y=density,
+                width=width,
+                name=name,
+                customdata=counts,
+                marker={"color": ARM_COLOURS[dark][0], "line": {"width": 0}},
+                hovertemplate=hover,
+            )
+        else:
+            figure.add_scatter(
+                x=centre,
+                y=density,
+                name=name,
+                customdata=counts,
+                mode="lines",
+                line={"color": ARM_COLOURS[dark][1], "width": 2, "shape": "hvh"},
+                hovertemplate=hover,
+            )
+    figure.update_layout(
+        bargap=0,
+        xaxis={"title": {"text": "weight"}, "zeroline": False},
+        yaxis={"title": {"text": "density"}, "rangemode": "tozero"},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        margin={"l": 8, "r": 8, "t": 32, "b": 8},
     )
     return figure
 
@@ -468,12 +532,18 @@ def _cell_text(layer: LayerReport, info: MetricInfo) -> str:
     if value is None or value.value is None:
         reason = value.reason if value is not None and value.reason else "not measured"
         return "<br>".join([*lines, f"not applicable: {html.escape(reason)}"])
-    lines.append(f"{words.figure(value.value)} (n = {value.n:,})")
+    parts = (words.figure(value.value), words.plus_minus(value), words.at_most(value))
+    lines.append(f"{' '.join(part for part in parts if part)} (n = {value.n:,})")
     if twin is not None and twin.value is not None:
         relation = words.beside_twin(value.value, twin.value)
         lines.append(
             f"fresh twin {words.figure(twin.value)}" + (f", {relation}" if relation else "")
         )
+    interval = words.ratio_range(layer.ratio_intervals.get(info.name))
+    if interval:
+        lines.append(f"ratio {interval} (95 %)")
+    if layer.uncertain(info.name):
+        lines.append("these images cannot tell it from a fresh one")
     return "<br>".join(lines)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import LimberError
-from core.records import Finding
+from core.records import Diagnosis, Finding
 from dashboard import charts, store, words
 
 if TYPE_CHECKING:
@@ -59,7 +60,22 @@ PHONE_LABELS_PX = 150
 PHONE_LAYER_PX = 9
 
 
-def heatmap_controls(key: str) -> tuple[charts.HeatView, list[MetricInfo]]:
+@dataclass(frozen=True, slots=True)
+class HeatChoice:
+    """What a person wants to see of a heatmap of layers.
+
+    Attributes:
+        view: Which number colours a cell.
+        infos: The rows.
+        fade: Whether to fade what is noise.
+    """
+
+    view: charts.HeatView
+    infos: list[MetricInfo]
+    fade: bool
+
+
+def heatmap_controls(key: str, diagnosis: Diagnosis) -> HeatChoice:
     """Draw the choice of colours and rows of a heatmap of layers; return what was chosen."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         view = st.segmented_control(
@@ -81,13 +97,28 @@ def heatmap_controls(key: str) -> tuple[charts.HeatView, list[MetricInfo]]:
             wrap=True,
             format_func=words.METRIC_CHOICES.__getitem__,
         )
+        fade = st.toggle(
+            "Fade noise",
+            value=True,
+            key=f"{key}_fade",
+            disabled=view != "ratio",
+            help=words.FADE_HELP,
+        )
     layer_infos = [info for info in store.metric_infos() if info.level == "layer"]
     chosen = {
         "main": [info for info in layer_infos if info.name in words.MAIN_METRICS],
         "all": layer_infos,
-    }
-    return view or "ratio", chosen.get(
-        rows or "main", [info for info in layer_infos if info.family == rows]
+    }.get(rows or "main", [info for info in layer_infos if info.family == rows])
+    # Rows that hold nothing for this network would be hatched from end to end.
+    filled = [info for info in chosen if _anywhere(diagnosis, info)]
+    return HeatChoice(view or "ratio", filled or chosen, fade and view == "ratio")
+
+
+def _anywhere(diagnosis: Diagnosis, info: MetricInfo) -> bool:
+    return any(
+        layer.metrics[info.name].value is not None
+        for layer in diagnosis.layers
+        if info.name in layer.metrics
     )
 
 

@@ -8,16 +8,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from core.errors import LimberError
-from core.records import ArmDifference, DiagnosisHeader, ModelOutline, Preprocessing, ReinitPlan
+from core.records import (
+    ArmDifference,
+    DiagnosisHeader,
+    MetricValue,
+    ModelOutline,
+    Preprocessing,
+    ReinitPlan,
+)
 
 if TYPE_CHECKING:
+    from core.judge import JudgeRule
     from core.metrics import MetricInfo
 
 NO_VALUE = "\N{EN DASH}"
 
 NO_DOWNLOAD = "Ready, no download"
 
-FAMILIES = {"gradient": "Gradients", "activation": "Activations", "weight": "Weights"}
+FAMILIES = {
+    "gradient": "Gradients",
+    "activation": "Activations",
+    "weight": "Weights",
+    "transfer": "Transfer",
+}
 
 # The rows a person sees first: the three families, the least of each that says something.
 MAIN_METRICS = (
@@ -47,6 +60,25 @@ VIEW_HELP = (
     "a network that has learnt nothing yet. In ratios, shares below 1 % count as 1 %."
 )
 
+FADE_HELP = (
+    "Cells are faded where the 95 % interval of the ratio, from the spread between batches, "
+    "contains 1: so few images cannot tell the layer from a fresh one. More images, or smaller "
+    "batches of as many, narrow the interval."
+)
+
+DTYPE_HELP = (
+    "float32 is exact. bfloat16 and float16 run the passes under autocast, as many train: "
+    "figures then are those of the rounded network. Gradients of float16 are scaled up on the way "
+    "and down again before they are read."
+)
+
+TRANSFER_HELP = (
+    "One more forward pass keeps each layer's features, averaged over positions, of up to 512 "
+    "images: accuracy of a linear probe, LogME, and CKA against the fresh twin."
+)
+
+PRESET_HELP = "Whose rules and limits make the findings. Nothing is measured again."
+
 KINDS = {"conv": "Convolutions", "linear": "Linear", "norm": "Norms", "other": "Other"}
 
 RUN_TITLES = {"measure": "Measuring", "finetune": "Fine-tuning", "apply": "Writing weights"}
@@ -60,7 +92,7 @@ RUN_STATES = {
     "failed": "failed",
 }
 
-DEVICE_HELP = "auto takes a GPU when there is one. Figures are computed in float32 on either."
+DEVICE_HELP = "auto takes a GPU when there is one."
 
 SAMPLES_HELP = (
     "How many training images are looked at, drawn with the seed and balanced over the classes. "
@@ -68,8 +100,8 @@ SAMPLES_HELP = (
 )
 
 BATCH_HELP = (
-    "Images in one pass. Gradients are averaged over batches, so a smaller batch gives more of "
-    "them; a larger one needs more memory."
+    "Images in one pass. Intervals come from the spread between batches, so a smaller batch, of "
+    "which there are more, makes them steadier; a larger one needs more memory."
 )
 
 SIZE_HELP = (
@@ -289,6 +321,49 @@ def measured_line(header: DiagnosisHeader) -> str:
         f"{header.image_size} px, {header.dtype} on {header.device_name or header.device}, "
         f"seed {header.seed}, {duration(header.wall_s)}"
     )
+
+
+def overhead_line(header: DiagnosisHeader) -> str:
+    """Return what measuring cost beside the passes it rides on; empty where it was not timed."""
+    if header.overhead_fraction is None:
+        return ""
+    return (
+        f"Reading activations and gradients took {percent(header.overhead_fraction)} on top of "
+        f"the forward and backward passes ({header.kernels} sums)"
+    )
+
+
+def plus_minus(figure_: MetricValue) -> str:
+    """Return half of a figure's 95 % interval, or nothing."""
+    return "" if figure_.half_width is None else f"\N{PLUS-MINUS SIGN} {figure(figure_.half_width)}"
+
+
+def at_most(figure_: MetricValue) -> str:
+    """Return the largest value that a figure could have had, or nothing."""
+    return "" if figure_.cap is None else f"of at most {figure(figure_.cap)}"
+
+
+def ratio_range(interval: tuple[float, float] | None) -> str:
+    """Return a ratio's 95 % interval in words, or nothing."""
+    if interval is None:
+        return ""
+    low, high = interval
+    if high > 1e3 * max(low, 1e-30):
+        return "uncertain by more than a factor of 30"
+    return f"{figure(low)} to {figure(high)} times"
+
+
+def rule_title(rule: JudgeRule) -> str:
+    """Return a rule's name and the side of its limit on which it speaks."""
+    side = "above" if rule.compare.endswith("above") else "below"
+    of = " times the twin" if rule.compare.startswith("ratio") else ""
+    return f"{rule.name.replace('-', ' ').capitalize()}: {side}{of}"
+
+
+def rule_help(rule: JudgeRule) -> str:
+    """Return what a rule says and where it comes from, as markdown."""
+    says = rule.says.format(threshold=rule.threshold, percent=100 * rule.threshold)
+    return f"Layers that {escape(says)}.\n\n**Source** {escape(rule.source)}"
 
 
 def plan_words(plan: ReinitPlan, title: str, touched: int, total: int) -> str:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -19,12 +19,11 @@ from core.errors import OfflineError
 from core.records import (
     Diagnosis,
     DiagnosisHeader,
-    Finding,
     LayerReport,
     MetricValue,
     ModelOutline,
 )
-from dashboard import words
+from dashboard import store, words
 from dashboard.store import runs as run_room
 from dashboard.store import workspace as workspace_room
 from dashboard.store.runs import RunQueue
@@ -183,8 +182,10 @@ def put_measurement() -> Diagnosis:
     """Lay down a measurement of the embedded default with made-up figures."""
     model, names = outline(), [info.name for info in core.list_metrics() if info.level == "layer"]
     data = core.resolve_data("bloodmnist")
-    figures = {name: MetricValue(value=0.5, n=64) for name in names}
+    figures = {name: MetricValue(value=0.3, n=64) for name in names}
+    figures["dormant_fraction"] = MetricValue(value=0.0, n=64)
     figures["dead_fraction"] = MetricValue(value=None, reason="the layer feeds no ReLU")
+    dead = figures | {"dead_fraction": MetricValue(value=0.4, n=64, half_width=0.1)}
     layers = tuple(
         LayerReport(
             name=layer.name,
@@ -197,8 +198,9 @@ def put_measurement() -> Diagnosis:
             activation=layer.activation,
             activation_type=None,
             head=layer.head,
-            metrics=figures,
+            metrics=dead if layer.name in PICKED else figures,
             twin_metrics=figures,
+            ratio_intervals={"grad_l2": (0.5, 2.0)},
         )
         for layer in model.layers
     )
@@ -225,15 +227,7 @@ def put_measurement() -> Diagnosis:
         wall_s=30.0,
         versions={},
     )
-    finding = Finding(
-        rule="dead-units",
-        severity="warning",
-        layers=PICKED,
-        threshold=0.05,
-        metric="dead_fraction",
-        sentence="2 layers have units that never fire.",
-    )
-    diagnosis = Diagnosis(header=header, layers=layers, findings=(finding,))
+    diagnosis = Diagnosis(header=header, layers=layers)
     folder = put_run("measure", facts={"samples": 64})
     (folder / "diagnosis.json").write_text(diagnosis.model_dump_json(), encoding="utf-8")
     return diagnosis
@@ -377,6 +371,51 @@ def test_a_finding_picks_the_layers_it_speaks_of() -> None:
 
     assert_well(app)
     assert space().picks.layers == PICKED
+
+
+def test_findings_follow_the_preset_and_its_limits_and_both_are_kept() -> None:
+    put_measurement()
+    app = open_app("measure")
+    assert [button.label for button in app.button if button.key == "findings_0"] == [
+        "2 layers have more than 5 % of units that never fire."
+    ]
+
+    app.number_input(key="limit_limber_dead-units").set_value(0.45).run()
+
+    assert_well(app)
+    assert not [button for button in app.button if button.key == "findings_0"]
+    assert space().judging.thresholds == {"dead-units": 0.45}
+    assert core_rules(app).label == "Rules: Limber, 1 limit changed"
+
+    app.button(key="judge_reset").click().run()
+
+    assert_well(app)
+    assert app.number_input(key="limit_limber_dead-units").value == 0.05
+    assert [button for button in app.button if button.key == "findings_0"]
+
+    app.selectbox(key="judge_preset").set_value("weightwatcher").run()
+
+    assert_well(app)
+    assert space().judging.preset == "weightwatcher"
+    # An exponent of 0.3 lies below the useful range in every layer.
+    (found,) = [button for button in app.button if button.key == "findings_0"]
+    assert "exponent below 2" in found.label
+    assert core_rules(open_app("measure")).label == "Rules: WeightWatcher"
+
+
+def core_rules(app: AppTest) -> Any:
+    (found,) = [each for each in app.expander if each.label.startswith("Rules: ")]
+    return found
+
+
+def test_limits_of_a_rule_that_is_gone_are_let_go() -> None:
+    put_measurement()
+    space().set_judging(store.Judging(preset="nosuch", thresholds={"gone": 1.0}))
+
+    app = open_app("measure")
+
+    assert_well(app)
+    assert [button for button in app.button if button.key == "findings_0"]
 
 
 def test_a_measurement_of_other_images_is_called_stale() -> None:

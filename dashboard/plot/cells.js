@@ -11,6 +11,8 @@ export function cellsInView(gd) {
   return (gd.calcdata ?? []).flatMap(([first], curve) => {
     const { trace, x, y, z } = first ?? {};
     if (trace?.type !== "heatmap" || trace.visible !== true || !z) return [];
+    // A veil over other cells answers neither pointer nor keys.
+    if (trace.hoverinfo === "skip") return [];
     const subplot = trace.xaxis + trace.yaxis;
     const { xaxis, yaxis } = gd._fullLayout._plots[subplot];
     const label = (axis, low, high) =>

@@ -41,11 +41,13 @@ from dashboard.store.values import (
     model_spec,
     model_title,
     outline_if_ready,
+    presets,
     scheme_infos,
     size_of,
 )
 from dashboard.store.workspace import (
     Choice,
+    Judging,
     MeasureOptions,
     Picks,
     TrainOptions,
@@ -55,6 +57,7 @@ from dashboard.store.workspace import (
 
 __all__ = [
     "Choice",
+    "Judging",
     "MeasureOptions",
     "Picks",
     "RunView",
@@ -88,6 +91,7 @@ __all__ = [
     "pick_patterns",
     "plan_from_picks",
     "plan_model",
+    "presets",
     "receipt_of",
     "scheme_infos",
     "size_of",

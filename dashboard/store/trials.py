@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +101,13 @@ def start_measure(options: MeasureOptions) -> str:
             str(size),
             "--device",
             options.device,
+            "--dtype",
+            options.dtype,
             "--seed",
             str(options.seed),
+            # They cost little beside a pass, and the page draws them.
+            "--histograms",
+            *(["--transfer"] if options.transfer else []),
             "--out",
             str(folder / "diagnosis.json"),
             *_worker_files(folder),
@@ -274,8 +279,17 @@ def latest_diagnosis() -> Stored | None:
     for run in ordered:
         stored = diagnosis_of(run)
         if stored is not None:
-            return stored
+            return replace(stored, diagnosis=_judged(stored.diagnosis))
     return None
+
+
+def _judged(diagnosis: Diagnosis) -> Diagnosis:
+    judging = current().judging
+    try:
+        return core.rejudge(diagnosis, preset=judging.preset, thresholds=judging.thresholds)
+    except LimberError:
+        # Rules come and go with versions; what a person kept of an old one is let go.
+        return core.rejudge(diagnosis)
 
 
 def is_stale(diagnosis: Diagnosis, choice: Choice) -> bool:

@@ -22,6 +22,7 @@ from dashboard.store.workspace import Choice
 
 if TYPE_CHECKING:
     from core.initialisers import SchemeInfo
+    from core.judge import Preset
     from core.metrics import MetricInfo
     from core.plan import PlanSize
 
@@ -44,6 +45,11 @@ def dataset_entries() -> tuple[DatasetEntry, ...]:
 def metric_infos() -> tuple[MetricInfo, ...]:
     """Return every metric with its meaning, formula and source."""
     return tuple(_lists.get("metrics", core.list_metrics))
+
+
+def presets() -> tuple[Preset, ...]:
+    """Return every set of rules that findings can be made by."""
+    return tuple(_lists.get("presets", core.list_presets))
 
 
 def scheme_infos() -> tuple[SchemeInfo, ...]:

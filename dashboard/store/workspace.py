@@ -50,7 +50,16 @@ class MeasureOptions(_Value):
     batch_size: int = 32
     image_size: int | None = None
     device: str = "auto"
+    dtype: str = "float32"
     seed: int = 0
+    transfer: bool = False
+
+
+class Judging(_Value):
+    """By what the findings are made: a set of rules, and the limits that differ from its own."""
+
+    preset: str = "limber"
+    thresholds: dict[str, float] = {}
 
 
 class TrainOptions(_Value):
@@ -93,6 +102,7 @@ class WorkspaceState(_Value):
     version: Literal[1] = 1
     choice: Choice = Choice()
     measure: MeasureOptions = MeasureOptions()
+    judging: Judging = Judging()
     train: TrainOptions | None = None
     picks: dict[str, PickHistory] = {}
 
@@ -168,6 +178,15 @@ class Workspace:
     def set_measure(self, options: MeasureOptions) -> None:
         """Keep how to measure."""
         self._change(measure=options)
+
+    @property
+    def judging(self) -> Judging:
+        """By what the findings are made."""
+        return self._state.judging
+
+    def set_judging(self, judging: Judging) -> None:
+        """Keep by what the findings are made."""
+        self._change(judging=judging)
 
     @property
     def train_options(self) -> TrainOptions | None:

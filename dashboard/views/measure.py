@@ -5,12 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core.records import LayerReport
+from core.records import LayerReport, MetricValue
 from dashboard import charts, frame, plot, store, words
 
 HEATMAP = "measure_heatmap"
 DETAIL = "detail_layer"
 UNIT_ROW_PX = 24
+HISTOGRAM_PX = 220
+DTYPES = ("float32", "bfloat16", "float16")
 FINDINGS_PX = 160
 
 
@@ -98,11 +100,27 @@ def _form(space: store.Workspace, default_size: int, *, measured: bool) -> None:
                 key="measure_seed",
                 help=words.SEED_HELP,
             )
+            with st.popover("More"):
+                dtype = st.selectbox(
+                    "Number format",
+                    DTYPES,
+                    index=DTYPES.index(options.dtype),
+                    key="measure_dtype",
+                    help=words.DTYPE_HELP,
+                )
+                transfer = st.checkbox(
+                    "Transfer metrics (slower)",
+                    options.transfer,
+                    key="measure_transfer",
+                    help=words.TRANSFER_HELP,
+                )
             chosen = store.MeasureOptions(
                 samples=int(samples),
                 batch_size=int(batch),
                 device=device,
+                dtype=dtype,
                 seed=int(seed),
+                transfer=transfer,
                 image_size=None if int(size) == default_size else int(size),
             )
             space.set_measure(chosen)
@@ -149,10 +167,13 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
             "Nothing stands out by the rules. The heatmap may still show where layers "
             "differ from a fresh network."
         )
+    _rules(space)
     measured = f"{header.model_title} on {header.data_title}: {words.measured_line(header)}"
-    st.caption("  \n".join(words.escape(line) for line in (measured, *header.notes)))
+    lines = (measured, words.overhead_line(header), *header.notes)
+    st.caption("  \n".join(words.escape(line) for line in lines if line))
 
-    view, infos = frame.heatmap_controls("measure")
+    chosen = frame.heatmap_controls("measure", diagnosis)
+    infos = chosen.infos
     opened = _opened(stored)
     known = {layer.name for layer in diagnosis.layers}
     with frame.layers_scroll(len(diagnosis.layers)):
@@ -160,7 +181,8 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
             charts.layer_heatmap(
                 diagnosis,
                 infos,
-                view=view,
+                view=chosen.view,
+                fade=chosen.fade,
                 dark=frame.is_dark(),
                 opened=opened,
                 picked=[name for name in space.picks.layers if name in known],
@@ -171,13 +193,84 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
             hatch_missing=True,
             alt=f"Heatmap of {len(infos)} metrics by {len(diagnosis.layers)} layers",
         )
+    faded = "Faded: these images cannot tell it from a fresh network. " if chosen.fade else ""
     st.caption(
-        "Hatched: does not apply to that layer. Click a cell to open its layer below; "
+        f"Hatched: does not apply to that layer. {faded}Click a cell to open its layer below; "
         "orange outlines are the layers you picked, a dotted one the open layer."
     )
     _detail(space, stored)
     with st.expander("What the metrics mean"):
         _glossary()
+
+
+def _rules(space: store.Workspace) -> None:
+    presets = {preset.name: preset for preset in store.presets()}
+    judging = space.judging
+    preset = presets.get(judging.preset) or next(iter(presets.values()))
+    changed = len(judging.thresholds)
+    title = f"Rules: {preset.title}" + (
+        f", {words.count(changed, 'limit')} changed" if changed else ""
+    )
+    with st.expander(title, key="rules"):
+        st.selectbox(
+            "Preset",
+            tuple(presets),
+            index=tuple(presets).index(preset.name),
+            format_func=lambda name: presets[name].title,
+            key="judge_preset",
+            on_change=_set_preset,
+            width=360,
+            help=words.PRESET_HELP,
+        )
+        st.caption(words.escape(preset.description))
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            for rule in preset.rules:
+                st.number_input(
+                    words.rule_title(rule),
+                    0.0,
+                    None,
+                    judging.thresholds.get(rule.name, rule.threshold),
+                    step=rule.threshold / 5 or 0.01,
+                    format="%.3g",
+                    width=210,
+                    key=_rule_key(preset.name, rule.name),
+                    on_change=_set_threshold,
+                    args=(preset.name, rule.name, rule.threshold),
+                    help=words.rule_help(rule),
+                )
+        st.button(
+            "Back to the preset's limits",
+            key="judge_reset",
+            disabled=not changed,
+            on_click=_reset_thresholds,
+            args=(preset.name, tuple(judging.thresholds)),
+        )
+
+
+def _rule_key(preset: str, rule: str) -> str:
+    return f"limit_{preset}_{rule}"
+
+
+@store.act
+def _set_preset() -> None:
+    store.current().set_judging(store.Judging(preset=st.session_state["judge_preset"]))
+
+
+@store.act
+def _set_threshold(preset: str, rule: str, usual: float) -> None:
+    space = store.current()
+    value = st.session_state[_rule_key(preset, rule)]
+    kept = {name: limit for name, limit in space.judging.thresholds.items() if name != rule}
+    if value is not None and value != usual:
+        kept[rule] = float(value)
+    space.set_judging(store.Judging(preset=preset, thresholds=kept))
+
+
+@store.act
+def _reset_thresholds(preset: str, changed: tuple[str, ...]) -> None:
+    for rule in changed:
+        st.session_state.pop(_rule_key(preset, rule), None)
+    store.current().set_judging(store.Judging(preset=preset))
 
 
 @store.act
@@ -233,6 +326,13 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
             )
     else:
         st.caption("This layer has no figures by unit.")
+    if {"histogram_counts", "histogram_edges"} <= figures.keys():
+        plot.plot(
+            charts.weight_histogram(figures, dark=frame.is_dark()),
+            key="weight_histogram",
+            height=HISTOGRAM_PX,
+            alt="Histogram of the layer's weights, with the fresh twin's as a line",
+        )
     st.dataframe(
         _numbers(layer),
         hide_index=True,
@@ -244,6 +344,14 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
                 help="What the figure was computed over: rows for activations, batches for "
                 "gradients, entries for weights.",
                 format="localized",
+            ),
+            "\N{PLUS-MINUS SIGN} 95 %": st.column_config.TextColumn(
+                help="Half of the 95 % interval, from the spread between batches. A dash where "
+                "the figure does not vary with the images.",
+            ),
+            "Interval of the ratio": st.column_config.TextColumn(
+                help="95 % interval of value over twin, from batches measured in pairs. Where it "
+                "contains 1, these images cannot tell the layer from a fresh one.",
             ),
             "How to read it": st.column_config.TextColumn(width="large"),
         },
@@ -280,14 +388,20 @@ def _numbers(layer: LayerReport) -> pd.DataFrame:
         rows.append(
             {
                 "Metric": info.title,
-                "Value": "not applicable" if missing else words.figure(value.value),
+                "Value": "not applicable" if missing else _with_cap(value),
+                "\N{PLUS-MINUS SIGN} 95 %": words.figure(value.half_width),
                 "Fresh twin": words.figure(twin.value if twin else None),
                 "Against the twin": words.beside_twin(value.value, twin.value if twin else None),
+                "Interval of the ratio": words.ratio_range(layer.ratio_intervals.get(info.name)),
                 "n": None if missing else value.n,
                 "How to read it": value.reason if missing else info.reads,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _with_cap(value: MetricValue) -> str:
+    return f"{words.figure(value.value)} {words.at_most(value)}".rstrip()
 
 
 def _glossary() -> None:

@@ -130,15 +130,23 @@ def _picture(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis
             )
             frame.link("measure", "Measure")
         return
-    view, infos = frame.heatmap_controls("pick")
+    chosen = frame.heatmap_controls("pick", diagnosis)
     with frame.layers_scroll(len(diagnosis.layers)):
         plot.plot(
-            charts.layer_heatmap(diagnosis, infos, view=view, picked=picked, dark=frame.is_dark()),
+            charts.layer_heatmap(
+                diagnosis,
+                chosen.infos,
+                view=chosen.view,
+                fade=chosen.fade,
+                picked=picked,
+                dark=frame.is_dark(),
+            ),
             key=HEATMAP,
-            height=charts.heatmap_height(len(infos)),
+            height=charts.heatmap_height(len(chosen.infos)),
             on_event=_on_cells,
             hatch_missing=True,
-            alt=f"Heatmap of {len(infos)} metrics by {len(diagnosis.layers)} layers; a click picks",
+            alt=f"Heatmap of {len(chosen.infos)} metrics by {len(diagnosis.layers)} layers; "
+            "a click picks",
         )
     st.caption(
         "Click a cell to pick its layer or let it go; hold Shift or drag a box to add "
