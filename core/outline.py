@@ -158,7 +158,8 @@ def _axis(kind: LayerKind, module: nn.Module, made: Tensor) -> int:
         images = getattr(module, "running_mean", None) is not None
         fits = weight is not None and tuple(weight.shape) == made.shape[-1:]
         return made.ndim - 1 if fits and not images else 1
-    return unit_axis(kind, made.ndim)
+    fan = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+    return unit_axis(kind, made.shape, fan if isinstance(fan, int) else None)
 
 
 def _kind(module: nn.Module) -> LayerKind:

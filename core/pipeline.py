@@ -573,10 +573,18 @@ class _Measurement:
     ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
         """Return what the sums say."""
         self.watcher.phase("adding up")
-        own = figures_of(self.own, histograms=histograms)
-        if self.watcher.should_stop():
-            raise Stopped("Measuring was stopped; nothing was written.")
-        fresh = figures_of(self.fresh, histograms=histograms)
+        count = len(self.outline.layers)
+
+        def begins(place: int) -> None:
+            # The spectrum of a wide layer takes seconds.
+            if self.watcher.should_stop():
+                raise Stopped("Measuring was stopped; nothing was written.")
+            self.watcher.progress(place, 2 * count, "layers")
+
+        own = figures_of(self.own, histograms=histograms, begins=begins)
+        fresh = figures_of(
+            self.fresh, histograms=histograms, begins=lambda place: begins(count + place)
+        )
         intervals = ratio_intervals(self.own, self.fresh, self.ratios, own, fresh)
         reports = _reports(self.outline, own, fresh, intervals, self.transfer)
         reading = self.own.reading_s + self.fresh.reading_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def unit_axis(kind: str, ndim: int) -> int:
+def unit_axis(kind: str, shape: Sequence[int], units: int | None = None) -> int:
     """Return the axis that counts units: 1 behind convolutions, the last one elsewhere.
 
     Convolutions give (batch, channel, height, width); linear layers give (..., feature), also
-    in networks that keep images as (batch, height, width, channel).
+    in networks that keep images as (batch, height, width, channel). Some networks turn one into
+    the other before the activation: where the usual axis has not as many entries as the layer
+    has units, and the other one has, it is the other one.
+
+    Args:
+        kind: Of the layer.
+        shape: Of what it made, or of what became of that.
+        units: How many the layer has; None where nobody knows.
     """
-    return 1 if kind == "conv" and ndim > 1 else ndim - 1
+    last = len(shape) - 1
+    usual, other = (1, last) if kind == "conv" and last > 0 else (last, min(1, last))
+    return other if units is not None and shape[usual] != units == shape[other] else usual
 
 
 @dataclass(slots=True)

@@ -44,6 +44,11 @@ STYLE = """<style>
   .st-key-layers_scroll > div { min-width: WIDTHpx; }
 }
 </style>"""
+# In the dark theme the accent is too dim for text.
+DARK_STYLE = """<style>
+[data-testid$="_controlActive"], [data-testid$="pillsActive"],
+[data-testid="stTab"][aria-selected="true"] { color: #7CC4CB !important; }
+</style>"""
 # The shortcut of Undo would also fire while somebody types, and take back a pick instead of a
 # word. Caught before Streamlit hears of it; the browser's own undo still happens.
 TYPING = """<script>
@@ -171,6 +176,8 @@ def sidebar() -> Callable[[], None]:
         _plan_actions()
         _running()
         st.html(TYPING, unsafe_allow_javascript=True)
+        if is_dark():
+            st.html(DARK_STYLE)
 
     def refresh() -> None:
         if not knew:

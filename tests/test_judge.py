@@ -19,6 +19,7 @@ from core.records import (
     MetricValue,
     ModelSpec,
 )
+from tests.write_metrics import METRICS_FILE, metrics_text
 
 RULES = preset_named("limber").rules
 
@@ -345,3 +346,7 @@ def test_a_diagnosis_is_judged_again_and_says_by_what(diagnosis: Diagnosis) -> N
     assert {finding.rule for finding in other.findings} == {"dormant-units"}
     assert mild.layers == other.layers == diagnosis.layers
     assert rejudge(other) == diagnosis
+
+
+def test_the_page_of_metrics_and_rules_is_the_one_of_the_registries() -> None:
+    assert METRICS_FILE.read_text(encoding="utf-8") == metrics_text()

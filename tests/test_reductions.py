@@ -377,13 +377,26 @@ def test_more_intervals_than_a_read_can_hold_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "ndim", "axis"),
-    [("conv", 4, 1), ("conv", 3, 1), ("conv", 2, 1), ("linear", 2, 1), ("linear", 3, 2)],
+    ("kind", "shape", "units", "axis"),
+    [
+        ("conv", (2, 5, 3, 3), None, 1),
+        ("conv", (2, 5, 9), 5, 1),
+        ("conv", (2, 5), None, 1),
+        ("linear", (2, 5), None, 1),
+        ("linear", (2, 9, 5), 5, 2),
+        # Turned round before the activation.
+        ("conv", (2, 9, 5), 5, 2),
+        ("linear", (2, 5, 9), 5, 1),
+        # A gate took half of them; both axes fit; neither fits.
+        ("linear", (2, 9, 5), 10, 2),
+        ("conv", (2, 5, 5), 5, 1),
+        ("conv", (2, 4, 9), 5, 1),
+    ],
 )
 def test_units_are_channels_behind_convolutions_and_features_elsewhere(
-    kind: str, ndim: int, axis: int
+    kind: str, shape: tuple[int, ...], units: int | None, axis: int
 ) -> None:
-    assert unit_axis(kind, ndim) == axis
+    assert unit_axis(kind, shape, units) == axis
 
 
 # Entropy, ranks and kurtosis.

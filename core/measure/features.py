@@ -54,7 +54,7 @@ def pooled_features(
             return
         axis = 1 if layer.kind in ("conv", "norm") and made.ndim == 4 else made.ndim - 1
         if layer.kind == "linear":
-            axis = unit_axis(layer.kind, made.ndim)
+            axis = unit_axis(layer.kind, made.shape)
         last = made.movedim(axis, -1)
         found[name] = last.reshape(len(inputs), -1, last.shape[-1]).float().mean(1).cpu()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,12 +93,15 @@ def missing(names: Iterable[str], reason: str) -> dict[str, MetricValue]:
     return {name: MetricValue(value=None, reason=reason) for name in names}
 
 
-def figures_of(gauge: Gauge, *, histograms: bool = False) -> Measured:
+def figures_of(
+    gauge: Gauge, *, histograms: bool = False, begins: Callable[[int], None] = lambda place: None
+) -> Measured:
     """Return the figures of all that a gauge has seen; at least one batch.
 
     Args:
         gauge: After its last batch.
         histograms: Add each weight's histogram to the figures by unit.
+        begins: Called with a layer's place before its figures are taken; may raise to stop.
     """
     shard = gauge.shard
     metrics: dict[str, dict[str, MetricValue]] = {}
@@ -108,6 +111,7 @@ def figures_of(gauge: Gauge, *, histograms: bool = False) -> Measured:
     widths, relative = _half_widths(gauge)
     spectra: dict[int, dict[str, MetricValue]] = {}
     for i, layer in enumerate(gauge.layers):
+        begins(i)
         weight = gauge.weights[layer.name].detach()
         if id(gauge.weights[layer.name]) not in spectra:
             spectra[id(gauge.weights[layer.name])] = _weight_figures(weight)

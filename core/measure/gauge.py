@@ -368,7 +368,9 @@ class Gauge:
             return 1
         if layer.kind == "norm" and tensor.shape[-1] != layer.parameters[0].shape[0]:
             return 1
-        return unit_axis(layer.kind, tensor.ndim)
+        weight = self.weights[layer.name]
+        units = weight.shape[0] if weight.ndim > 1 else None
+        return unit_axis(layer.kind, tensor.shape, units)
 
     def _samples(self, entries: int) -> np.ndarray:
         """Return numbers for the entries of a tensor's first axis: images, or windows of them."""
