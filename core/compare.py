@@ -138,8 +138,12 @@ def _caveats(differences: Sequence[ArmDifference], behind: int) -> tuple[str, ..
     rows: list[str] = []
     if behind:
         pairs = "1 pair of arms" if behind == 1 else f"{behind} pairs of arms"
-        was = "was" if behind == 1 else "were"
-        rows.append(f"{pairs} that got less far than the others {was} left out.")
+        rest = (
+            "is not as far as the others and does"
+            if behind == 1
+            else ("are not as far as the others and do")
+        )
+        rows.append(f"{pairs} {rest} not count.")
     fewest = min((each.seeds for each in differences), default=0)
     if 0 < fewest < 5:
         rows.append(

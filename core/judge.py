@@ -113,7 +113,7 @@ _LIMBER = (
         metric="activation_effective_rank",
         compare="ratio_below",
         threshold=0.5,
-        says="spread their outputs over less than {threshold:g} times as many directions as a "
+        says="spread outputs over less than {threshold:g} times as many directions as a "
         "fresh network",
         source="ours: effective rank of the outputs against the fresh twin",
     ),

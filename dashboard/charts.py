@@ -541,7 +541,7 @@ def _cell_text(layer: LayerReport, info: MetricInfo) -> str:
         )
     interval = words.ratio_range(layer.ratio_intervals.get(info.name))
     if interval:
-        lines.append(f"ratio {interval} (95 %)")
+        lines.append(f"95 % interval of the ratio: {interval}")
     if layer.uncertain(info.name):
         lines.append("these images cannot tell it from a fresh one")
     return "<br>".join(lines)

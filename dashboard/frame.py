@@ -46,8 +46,9 @@ STYLE = """<style>
 </style>"""
 # In the dark theme the accent is too dim for text.
 DARK_STYLE = """<style>
-[data-testid$="_controlActive"], [data-testid$="pillsActive"],
-[data-testid="stTab"][aria-selected="true"] { color: #7CC4CB !important; }
+[data-variant="segmented_control"][aria-checked="true"],
+[data-variant="pills"][aria-checked="true"], [data-variant="pills"][aria-pressed="true"],
+[role="tab"][aria-selected="true"] { color: #7CC4CB !important; }
 </style>"""
 # The shortcut of Undo would also fire while somebody types, and take back a pick instead of a
 # word. Caught before Streamlit hears of it; the browser's own undo still happens.

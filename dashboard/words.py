@@ -349,15 +349,15 @@ def ratio_range(interval: tuple[float, float] | None) -> str:
         return ""
     low, high = interval
     if high > 1e3 * max(low, 1e-30):
-        return "uncertain by more than a factor of 30"
-    return f"{figure(low)} to {figure(high)} times"
+        return "unknown"
+    return f"{figure(low)} to {figure(high)}"
 
 
 def rule_title(rule: JudgeRule) -> str:
     """Return a rule's name and the side of its limit on which it speaks."""
     side = "above" if rule.compare.endswith("above") else "below"
-    of = " times the twin" if rule.compare.startswith("ratio") else ""
-    return f"{rule.name.replace('-', ' ').capitalize()}: {side}{of}"
+    of = "ratio " if rule.compare.startswith("ratio") else ""
+    return f"{rule.name.replace('-', ' ').capitalize()}, {of}{side}"
 
 
 def rule_help(rule: JudgeRule) -> str:

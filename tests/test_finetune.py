@@ -645,7 +645,7 @@ def test_a_seed_that_was_stopped_early_does_not_mix_its_steps_with_the_others() 
     row = difference(found.differences, "final_val_accuracy")
     assert row.seeds == 2
     assert row.mean == pytest.approx(0.1)
-    assert found.caveats[0] == "1 pair of arms that got less far than the others was left out."
+    assert found.caveats[0] == "1 pair of arms is not as far as the others and does not count."
 
 
 def test_seeds_without_a_partner_do_not_count() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core.records import LayerReport, MetricValue
+from core.records import LayerReport
 from dashboard import charts, frame, plot, store, words
 
 HEATMAP = "measure_heatmap"
@@ -339,7 +339,8 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
         key="detail_numbers",
         height="content",
         column_config={
-            "Metric": st.column_config.TextColumn(pinned=True, width="medium"),
+            "Metric": st.column_config.TextColumn(pinned=True, width=250),
+            "Value": st.column_config.TextColumn(width=105),
             "n": st.column_config.NumberColumn(
                 help="What the figure was computed over: rows for activations, batches for "
                 "gradients, entries for weights.",
@@ -352,6 +353,9 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
             "Interval of the ratio": st.column_config.TextColumn(
                 help="95 % interval of value over twin, from batches measured in pairs. Where it "
                 "contains 1, these images cannot tell the layer from a fresh one.",
+            ),
+            "At most": st.column_config.TextColumn(
+                help="The largest rank that so many rows allow; a dash for all but ranks.",
             ),
             "How to read it": st.column_config.TextColumn(width="large"),
         },
@@ -388,20 +392,17 @@ def _numbers(layer: LayerReport) -> pd.DataFrame:
         rows.append(
             {
                 "Metric": info.title,
-                "Value": "not applicable" if missing else _with_cap(value),
+                "Value": "not applicable" if missing else words.figure(value.value),
                 "\N{PLUS-MINUS SIGN} 95 %": words.figure(value.half_width),
                 "Fresh twin": words.figure(twin.value if twin else None),
                 "Against the twin": words.beside_twin(value.value, twin.value if twin else None),
                 "Interval of the ratio": words.ratio_range(layer.ratio_intervals.get(info.name)),
                 "n": None if missing else value.n,
+                "At most": words.figure(value.cap),
                 "How to read it": value.reason if missing else info.reads,
             }
         )
     return pd.DataFrame(rows)
-
-
-def _with_cap(value: MetricValue) -> str:
-    return f"{words.figure(value.value)} {words.at_most(value)}".rstrip()
 
 
 def _glossary() -> None:
