@@ -95,7 +95,7 @@ _BOUNDED = "layers that feed a bounded activation (ReLU6, sigmoid, tanh and thei
 _FEATURES = "layers that run and hand on features of single images; asks for the slower pass"
 _ASKS = "layers that make the queries of an attention"
 _WEIGHTED = "all layers"
-_MATRIX = "layers whose weight has two axes or more"
+_MATRIX = "layers whose weight has two axes or more, the smaller side up to 2,048"
 
 METRICS: tuple[MetricInfo, ...] = (
     _metric(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from core.errors import DataError, ModelError
 from core.measure import Measured, figures_of, measure_network, watching
+from core.measure.figures import RANKS, WIDEST_SPECTRUM, _weight_figures
 from core.metrics import list_metrics, metric_names
 from tests.reference import FORWARDS, Truth, truth
 from tests.zoo import BATCH_SIZE, BATCHES, CLASSES, ZOO, outline_of
@@ -574,6 +575,27 @@ def test_ranks_of_a_weight_whose_rank_is_known(rank: int) -> None:
     assert found["stable_rank"].value == pytest.approx(rank, rel=1e-5)
 
 
+def test_a_weight_too_wide_for_a_spectrum_says_so() -> None:
+    weight = torch.zeros(WIDEST_SPECTRUM + 1, WIDEST_SPECTRUM + 1)
+    weight[0, 0] = 1.0
+
+    figures = _weight_figures(weight)
+
+    assert figures["weight_l2"].value == pytest.approx(1.0, rel=1e-6)
+    assert {figures[name].value for name in RANKS} == {None}
+    assert "a spectrum is taken up to 2,048" in (figures["effective_rank"].reason or "")
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_not_finite_has_reasons_and_no_figures(odd: float) -> None:
+    figures = _weight_figures(torch.tensor([[1.0, odd], [2.0, 3.0]]))
+
+    assert {figure.value for figure in figures.values()} == {None}
+    assert {figure.reason for figure in figures.values()} == {
+        "the weight holds values that are not finite"
+    }
+
+
 def test_a_head_of_zeros_lets_no_gradient_through() -> None:
     module = Probe(nn.Tanh(), 3)
     nn.init.zeros_(module.head.weight)
@@ -628,7 +650,7 @@ def test_a_weight_that_is_not_finite_has_no_rank_and_no_false_figures() -> None:
     reason = "the activation holds values that are not finite"
     assert figures["dormant_fraction"].reason == reason
     assert figures["activation_effective_rank"].reason == reason
-    assert math.isnan(figures["weight_l2"].value or 0.0)
+    assert figures["weight_l2"].value is None
 
 
 def test_a_unit_that_is_not_a_number_is_not_called_dead() -> None:

@@ -83,6 +83,9 @@ SITE_NAMES = (
     "activation_srank",
 )
 AT_UNITS = ("unit_grad_mean_abs_mean", "grad_dormant_fraction")
+# Time grows with the third power: at 4,096 a layer takes most of a minute.
+WIDEST_SPECTRUM = 2048
+MOMENTS = ("weight_l2", "weight_mean", "weight_std", "weight_kurtosis")
 RANKS = ("stable_rank", "effective_rank", "isometry_distance", "power_law_alpha")
 # Figures made of powers of ||mean g||: relative noise grows with the power, to first order.
 _POWERS = {"grad_snr": 1.0, "optimization_readiness": 4.0}
@@ -430,25 +433,33 @@ def _weight_figures(weight: Tensor) -> dict[str, MetricValue]:
     variance = max(two / n - shift**2, 0.0)
     fourth = four / n - 4 * shift * three / n + 6 * shift**2 * two / n - 3 * shift**4
     mean = pivot + shift
-    finite = math.isfinite(two)
+    if not math.isfinite(two):
+        return missing(
+            (*MOMENTS, "near_zero_fraction", *RANKS), "the weight holds values that are not finite"
+        )
     values = {
-        "weight_l2": math.sqrt(n * (variance + mean**2)) if finite else two,
-        "weight_mean": mean if finite else one,
-        "weight_std": math.sqrt(variance) if finite else two,
+        "weight_l2": math.sqrt(n * (variance + mean**2)),
+        "weight_mean": mean,
+        "weight_std": math.sqrt(variance),
         "near_zero_fraction": near / n,
     }
     figures = {name: MetricValue(value=value, n=n) for name, value in values.items()}
     # Equal entries leave rounding residue of the mean, not a variance.
     spread = variance > (RESOLUTION * max(abs(mean), math.sqrt(variance))) ** 2
     figures["weight_kurtosis"] = (
-        MetricValue(value=None, reason="all entries are equal")
-        if finite and not spread
-        else MetricValue(value=fourth / variance**2 - 3 if finite else math.nan, n=n)
+        MetricValue(value=fourth / variance**2 - 3, n=n)
+        if spread
+        else MetricValue(value=None, reason="all entries are equal")
     )
     if weight.ndim < 2 or min(as_matrix(weight).shape) < 2:
         return figures | missing(RANKS, "the weight is a vector: it has no rank")
-    if not finite:
-        return figures | missing(RANKS, "the weight holds values that are not finite")
+    narrow = min(as_matrix(weight).shape)
+    if narrow > WIDEST_SPECTRUM:
+        return figures | missing(
+            RANKS,
+            f"its smaller side is {narrow:,}: a spectrum is taken up to {WIDEST_SPECTRUM:,}, "
+            "beyond that it takes longer than all else",
+        )
     matrix = as_matrix(weight)
     singular = singular_values(matrix)
     rows, columns = matrix.shape
