@@ -177,6 +177,17 @@ def test_each_layer_has_the_transfer_metrics_or_a_reason(case: str) -> None:
     assert any(mine[layer.name]["logme"].value is not None for layer in layers)
 
 
+def test_features_of_nothing_have_a_reason_and_no_figure() -> None:
+    outline = ZOO["tied"].outline()
+    names = [layer.name for layer in outline.layers]
+    nothing = dict.fromkeys(names, torch.zeros(20, 4))
+
+    found, _ = transfer_figures(nothing, nothing, labels_of(20, 2), outline.layers)
+
+    assert found[names[0]]["logme"].reason == "the features are all zero: there is no evidence"
+    assert found[names[0]]["cka_twin"].reason == "the features are the same for all images"
+
+
 def test_features_are_means_over_positions() -> None:
     network = ZOO["residual_cnn"]
     module, (inputs, _) = network.module().eval(), network.batches()[0]

@@ -242,10 +242,12 @@ def _figures(features: Tensor | None, labels: Tensor) -> dict[str, MetricValue]:
     if not _usable(features):
         return missing(names, "its features are not finite, or of a single image")
     n = len(labels)
-    accuracy = probe_accuracy(features, labels)
+    accuracy, evidence = probe_accuracy(features, labels), logme(features, labels)
     return {
         "probe_accuracy": MetricValue(value=accuracy, n=n)
         if math.isfinite(accuracy)
         else MetricValue(value=None, reason=f"needs {2 * FOLDS} images or more"),
-        "logme": MetricValue(value=logme(features, labels), n=n),
+        "logme": MetricValue(value=evidence, n=n)
+        if math.isfinite(evidence)
+        else MetricValue(value=None, reason="the features are all zero: there is no evidence"),
     }
