@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from core.activations import FUNCTIONS, Activation, derivative
 from core.errors import ModelError
 from core.load import build_module, head_names, resolve_model
+from core.measure import measure_network
 from core.outline import example_input, stage_of
 from core.trace import Site, first_tensor, watched_forward
 from tests.reference import (
@@ -448,6 +449,57 @@ def test_a_norm_fused_with_its_activation_is_fed_by_the_layer_before() -> None:
         ("1", None, ()),
         ("3", None, ()),
     ]
+
+
+class TurnedRound(nn.Module):
+    """A depthwise convolution among tokens: its channels lie last when the activation comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 6)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.act = nn.GELU()
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = x.shape[-1]
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        x = self.depthwise(x.transpose(1, 2).unflatten(2, (side, side)))
+        return self.head(self.act(x.flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_units_that_were_turned_round_are_still_those_of_the_convolution() -> None:
+    module = TurnedRound()
+    layers = outline_of(module, size=4).layers
+
+    found = measure_network(module, [(torch.randn(2, 3, 4, 4), torch.tensor([0, 1]))], layers)
+
+    assert {each.name: each.activation for each in layers}["depthwise"] == "act"
+    assert found.unit_counts["depthwise"] == 6
+    assert found.metrics["depthwise"]["saturated_fraction"].n == 2 * 16
+
+
+class GatedHalves(nn.Module):
+    """One layer makes gate and value; the activation sees half of its units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(12, 10)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.both(x.flatten(1)).chunk(2, dim=-1)
+        return self.head(F.silu(gate) * value)
+
+
+def test_a_gate_that_is_half_of_a_layer_speaks_of_that_layer() -> None:
+    module = GatedHalves()
+    layers = outline_of(module, size=2).layers
+
+    found = measure_network(module, [(torch.randn(4, 3, 2, 2), torch.arange(4) % CLASSES)], layers)
+
+    assert {each.name: each.activation for each in layers}["both"] == "silu"
+    assert found.unit_counts["both"] == 5
 
 
 class WithTorchAttention(nn.Module):
