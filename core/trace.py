@@ -19,6 +19,7 @@ from core.activations import Activation, activation_of
 from core.attention import Attention, attention_of
 from core.hooks import Hooks, hooks, memory_kept
 
+OnLayer = Callable[[str, nn.Module, tuple[Any, ...], Any], None]
 OnCall = Callable[[Any, Sequence[Any], Any, frozenset[str]], None]
 
 
@@ -36,6 +37,9 @@ class Site:
     name: str
     activation: Activation
     type: str
+
+
+OnActivation = Callable[[Site, Tensor], None]
 
 
 class _Catcher(TorchFunctionMode):
@@ -94,13 +98,69 @@ class _Catcher(TorchFunctionMode):
         return base if count == 1 else f"{base}#{count}"
 
 
+class Watch:
+    """A network whose modules tell when they run. Use it only through `watched`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._running: list[tuple[str, nn.Module]] = [("", module)]
+
+    def listen(self, holder: Hooks, on_layer: OnLayer | None) -> None:
+        """Put hooks on every module."""
+        for name, each in self._module.named_modules():
+
+            def enter(entered: nn.Module, _: Any, name: str = name) -> None:
+                self._running.append((name, entered))
+
+            def leave(left: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                self._running.pop()
+                if on_layer is not None and output is not None and left._parameters:
+                    on_layer(name, left, args, output)
+
+            holder.before(each, enter)
+            holder.after(each, leave, always=True)
+
+    @contextmanager
+    def forward(
+        self,
+        *,
+        before_activation: OnActivation = lambda site, z: None,
+        after_activation: OnActivation = lambda site, h: None,
+        on_attention: Callable[[str, str, Attention], None] | None = None,
+        on_call: OnCall | None = None,
+    ) -> Iterator[Hooks]:
+        """Watch the one forward pass run inside the block; see `watched_forward`."""
+        del self._running[1:]
+        with memory_kept(self._module), hooks() as holder:
+            catcher = _Catcher(
+                self._running, before_activation, after_activation, on_attention, on_call
+            )
+            with catcher:
+                yield holder
+
+
+@contextmanager
+def watched(module: nn.Module, *, on_layer: OnLayer | None = None) -> Iterator[Watch]:
+    """Have a network's modules tell when they run, for as many passes as the block holds.
+
+    Args:
+        module: The network.
+        on_layer: Called with (path, module, args, output) after each module that owns
+            parameters has run, once a call.
+    """
+    watch = Watch(module)
+    with hooks() as holder:
+        watch.listen(holder, on_layer)
+        yield watch
+
+
 @contextmanager
 def watched_forward(
     module: nn.Module,
     *,
-    on_layer: Callable[[str, nn.Module, tuple[Any, ...], Any], None] | None = None,
-    before_activation: Callable[[Site, Tensor], None] = lambda site, z: None,
-    after_activation: Callable[[Site, Tensor], None] = lambda site, h: None,
+    on_layer: OnLayer | None = None,
+    before_activation: OnActivation = lambda site, z: None,
+    after_activation: OnActivation = lambda site, h: None,
     on_attention: Callable[[str, str, Attention], None] | None = None,
     on_call: OnCall | None = None,
 ) -> Iterator[Hooks]:
@@ -122,22 +182,16 @@ def watched_forward(
     Yields:
         The holder of hooks, for gradient hooks of the caller's own.
     """
-    running: list[tuple[str, nn.Module]] = [("", module)]
-    with memory_kept(module), hooks() as holder:
-        for name, each in module.named_modules():
-
-            def enter(entered: nn.Module, _: Any, name: str = name) -> None:
-                running.append((name, entered))
-
-            def leave(left: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                running.pop()
-                if on_layer is not None and output is not None and left._parameters:
-                    on_layer(name, left, args, output)
-
-            holder.before(each, enter)
-            holder.after(each, leave, always=True)
-        with _Catcher(running, before_activation, after_activation, on_attention, on_call):
-            yield holder
+    with (
+        watched(module, on_layer=on_layer) as watch,
+        watch.forward(
+            before_activation=before_activation,
+            after_activation=after_activation,
+            on_attention=on_attention,
+            on_call=on_call,
+        ) as holder,
+    ):
+        yield holder
 
 
 def first_tensor(value: Any) -> Tensor | None:

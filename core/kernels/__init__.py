@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cache
@@ -162,9 +163,10 @@ def gradient_sums(
     """
     weight, gradient = weight.detach(), gradient.detach()
     together = [weight, gradient] + ([] if total is None else [total])
-    if backend(weight.device) == "compiled" and all(
-        each.dtype == torch.float32 and _order(each) == _order(weight) and _dense(each)
-        for each in together
+    if (
+        backend(weight.device) == "compiled"
+        and all(each.dtype == torch.float32 for each in together)
+        and _alike(together)
     ):
         from core.kernels import compiled
 
@@ -197,6 +199,15 @@ def _order(tensor: Tensor) -> tuple[int, ...]:
     return tuple(
         stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1
     )
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    """Return whether tensors of one shape lie densely and in the same order."""
+    first = tensors[0].stride()
+    if all(each.stride() == first for each in tensors):
+        return _dense(tensors[0])
+    order = _order(tensors[0])
+    return all(_order(each) == order and _dense(each) for each in tensors)
 
 
 def _dense(tensor: Tensor) -> bool:

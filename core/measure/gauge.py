@@ -41,7 +41,7 @@ from core.metrics import DORMANT_TAU, NEAR_ZERO_OUTPUT, RARELY_ACTIVE
 from core.records import LayerInfo
 from core.reductions import Moments, binary_entropy, unit_axis
 from core.seeding import random_state_kept
-from core.trace import Site, first_tensor, watched_forward
+from core.trace import Site, Watch, first_tensor, watched
 
 P = ParamSpec("P")
 
@@ -108,10 +108,11 @@ class Gauge:
     """One network under watch. Use it only through `watching`."""
 
     def __init__(
-        self, module: nn.Module, layers: Sequence[LayerInfo], *, dtype: torch.dtype
+        self, module: nn.Module, layers: Sequence[LayerInfo], watch: Watch, *, dtype: torch.dtype
     ) -> None:
         parameters = dict(module.named_parameters(remove_duplicate=False))
         self.module, self.layers, self.dtype = module, layers, dtype
+        self._watch = watch
         self.weights = {layer.name: parameters[main_parameter(layer)] for layer in layers}
         names: dict[int, str] = {}
         for layer in layers:
@@ -179,8 +180,7 @@ class Gauge:
         try:
             with (
                 torch.enable_grad(),
-                watched_forward(
-                    self.module,
+                self._watch.forward(
                     before_activation=self._timed(self._before),
                     after_activation=self._timed(self._after),
                     on_attention=self._timed(self._attended) if self._asking else None,
@@ -518,9 +518,9 @@ def watching(
         layers: The layers to report on, from the outline of the same architecture.
         dtype: float32, or float16 or bfloat16 to run under autocast.
     """
-    with module_kept(module), random_state_kept(0):
+    with module_kept(module), random_state_kept(0), watched(module) as watch:
         batch_statistics(module)
-        yield Gauge(module, layers, dtype=dtype)
+        yield Gauge(module, layers, watch, dtype=dtype)
 
 
 def _explained(error: Exception, inputs: Tensor, labels: Tensor) -> Exception:
