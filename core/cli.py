@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,7 +87,7 @@ def _refused(error: LimberError) -> int:
 
 def _whole(text: str) -> int:
     try:
-        return int(text)
+        return int(_plain(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
@@ -104,14 +105,22 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _part(text: str) -> tuple[int, int]:
     part, slash, parts = text.partition("/")
-    if not slash or not part.isdigit() or not parts.isdigit() or len(text) > 12:
+    digits = f"{part}{parts}"
+    if not (slash and part and parts and digits.isascii() and digits.isdigit() and len(text) < 13):
         raise argparse.ArgumentTypeError(f"{text!r} is no part; give one such as 1/4")
     return int(part), int(parts)
 
 
+def _plain(text: str) -> str:
+    """Return the text, unless it is a number in a spelling that only Python takes, as 1_000."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return text
+
+
 def _number(text: str) -> float:
     try:
-        return float(text)
+        return float(_plain(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
@@ -291,7 +300,7 @@ def _numbers(texts: Sequence[str], option: str, example: str) -> dict[str, float
     for text in texts:
         key, equals, value = text.partition("=")
         try:
-            numbers[key] = float(value)
+            numbers[key] = float(_plain(value))
         except ValueError:
             equals = ""
         if not equals:
@@ -299,11 +308,16 @@ def _numbers(texts: Sequence[str], option: str, example: str) -> dict[str, float
     return numbers
 
 
-def _judging(options: argparse.Namespace) -> dict[str, Any]:
+def _judging(options: argparse.Namespace, kept: Diagnosis | None = None) -> dict[str, Any]:
+    """Return preset and limits: what is given, else what a diagnosis was judged by."""
     from core.judge import DEFAULT_PRESET, checked_thresholds, preset_named
 
-    preset = options.preset or DEFAULT_PRESET
-    thresholds = _numbers(options.threshold, "--threshold", "dead-units=0.1")
+    preset, thresholds = DEFAULT_PRESET, {}
+    if kept is not None:
+        preset, thresholds = kept.preset, dict(kept.thresholds)
+    if options.preset is not None:
+        preset, thresholds = options.preset, {}
+    thresholds |= _numbers(options.threshold, "--threshold", "dead-units=0.1")
     # Checked here, so that nobody measures for minutes first.
     checked_thresholds(preset_named(preset), thresholds)
     return {"preset": preset, "thresholds": thresholds}
@@ -319,24 +333,34 @@ def _watcher(events: Events) -> Any:
     return Watcher(phase=events.phase, progress=events.progress, should_stop=events.should_stop)
 
 
-def _check_out(path: Path, *, folder: bool) -> None:
+def _check_out(path: Path, *, folder: bool, inputs: Sequence[Path] = ()) -> None:
     """Find out before the work, not after it, that the result has no place to go."""
     try:
-        _check_place(path, folder=folder)
+        _check_place(path, folder=folder, inputs=inputs)
     except OSError as error:
         raise OptionError(f'--out "{path}" cannot be used ({error.strerror}).') from error
 
 
-def _check_place(path: Path, *, folder: bool) -> None:
+def _check_place(path: Path, *, folder: bool, inputs: Sequence[Path]) -> None:
     if folder and path.exists() and not path.is_dir():
         raise OptionError(f'--out "{path}" is a file; give a folder for the run.')
     if not folder and path.is_dir():
         raise OptionError(f'--out "{path}" is a folder; give a file name.')
+    if not folder and path.exists() and not path.is_file():
+        raise OptionError(f'--out "{path}" is a device, no ordinary file; give a file name.')
+    written = [] if folder else [path, path.with_suffix(".units.safetensors")]
+    for each in inputs:
+        if each.exists() and any(place.exists() and place.samefile(each) for place in written):
+            raise OptionError(f'--out "{path}" would overwrite "{each}"; give another file name.')
     nearest = path if folder else path.parent
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
         raise OptionError(f'--out "{path}" lies below "{nearest}", which is a file.')
+    # A file is made and gone: permissions and read-only systems show in no other way.
+    longest = path.name if folder else f"{path.stem}.units.safetensors"
+    with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{longest}."):
+        pass
 
 
 def _measure(options: argparse.Namespace, events: Events) -> None:
@@ -364,7 +388,7 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
                 "Parts keep sums alone; give --histograms to merge, and no --transfer."
             )
         part, parts = options.part
-        if options.preset or options.threshold:
+        if options.preset is not None or options.threshold:
             raise OptionError("Parts are not judged; give --preset and --threshold to merge.")
         images = measure_part(spec, data, options.out, part=part, parts=parts, **chosen)
         events.emit("done", out=str(options.out))
@@ -375,7 +399,7 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
 
 
 def _merge(options: argparse.Namespace, events: Events) -> None:
-    _check_out(options.out, folder=False)
+    _check_out(options.out, folder=False, inputs=options.parts)
     from core.pipeline import merge_parts
 
     _judging(options)
@@ -405,7 +429,8 @@ def _report(
 def _judge(options: argparse.Namespace, _: Events) -> None:
     from core import read_diagnosis, rejudge
 
-    diagnosis = rejudge(read_diagnosis(options.diagnosis), **_judging(options))
+    diagnosis = read_diagnosis(options.diagnosis)
+    diagnosis = rejudge(diagnosis, **_judging(options, diagnosis))
     if options.json:
         found = [finding.model_dump(mode="json") for finding in diagnosis.findings]
         print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -477,7 +502,7 @@ def _resets_buffers(scheme: str) -> bool:
 
 
 def _apply(options: argparse.Namespace, events: Events) -> None:
-    _check_out(options.out, folder=False)
+    _check_out(options.out, folder=False, inputs=[options.plan])
     from core.plan import read_plan
 
     plan = read_plan(options.plan)

@@ -6,11 +6,13 @@ import hashlib
 import json
 import platform
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -270,6 +272,9 @@ def measure_part(
     Raises:
         LimberError: Bad input, or stopped.
     """
+    begun = time.perf_counter()
+    if parts < 1:
+        raise OptionError(f"There are {parts} parts; give 1 or more.")
     if not 1 <= part <= parts:
         raise OptionError(f"The part is {part} of {parts}; give 1/{parts} to {parts}/{parts}.")
     with _measurement(
@@ -290,8 +295,12 @@ def measure_part(
                 "parts or smaller batches."
             )
         measurement.run(chosen)
-    meta = {"limber_part": json.dumps(measurement.recipe(part, parts), sort_keys=True)}
-    write_whole(out, _sorted_metadata(safetensors.torch.save(measurement.state(), metadata=meta)))
+    state = measurement.state()
+    text = json.dumps(
+        {**measurement.recipe(part, parts), **measurement.facts(begun)}, sort_keys=True
+    )
+    meta = {"limber_part": text, "sha256": _part_sha256(text, state)}
+    write_whole(out, _sorted_metadata(safetensors.torch.save(state, metadata=meta)))
     return measurement.own.shard.samples
 
 
@@ -310,16 +319,23 @@ def merge_parts(
         LimberError: The model or the images are no longer here.
     """
     begun = time.perf_counter()
-    recipes, states = [], []
+    recipes, facts, states = [], [], []
     for path in paths:
         try:
-            with safetensors.safe_open(path, "pt") as opened:
-                recipes.append(json.loads((opened.metadata() or {})["limber_part"]))
-                states.append({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
-        except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+            recipe, fact, state = _read_part(path)
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            RecursionError,
+            safetensors.SafetensorError,
+        ) as error:
             raise OptionError(
                 f'"{path}" cannot be read as a part of a measurement. Measure that part again.'
             ) from error
+        recipes.append(recipe)
+        facts.append(fact)
+        states.append(state)
     if not recipes:
         raise OptionError("There is no part to merge. Name the files of all parts.")
     shared = [{k: v for k, v in each.items() if k != "part"} for each in recipes]
@@ -357,8 +373,55 @@ def merge_parts(
             except (KeyError, ValueError, RuntimeError) as error:
                 raise OptionError("A part is damaged. Measure it again.") from error
         measurement.trace()
-    return measurement.diagnosis(begun=begun, histograms=histograms)
+    diagnosis, units = measurement.diagnosis(begun=begun, histograms=histograms)
+    return _as_measured(diagnosis, facts), units
 
+
+def _part_sha256(text: str, state: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256((text + state_sha256(state)).encode()).hexdigest()
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Return what `measure_part` wrote: what parts share, how this one was taken, its sums.
+
+    Raises:
+        OSError, KeyError, ValueError, SafetensorError: Not a part, or not as it was written.
+    """
+    with safetensors.safe_open(path, "pt") as opened:
+        meta = opened.metadata() or {}
+        state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    text = meta["limber_part"]
+    if meta["sha256"] != _part_sha256(text, state):
+        raise ValueError("the file is not as it was written")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("no record of a part")
+    fact = {key: content.pop(key) for key in FACTS}
+    return content, fact, state
+
+
+def _as_measured(diagnosis: Diagnosis, facts: Sequence[Mapping[str, Any]]) -> Diagnosis:
+    """Return a diagnosis that says how its parts were taken, not how they were merged."""
+    passing = sum(each["whole_s"] - each["reading_s"] for each in facts)
+    on_cpu = all(each["device"] == "cpu" for each in facts)
+    said = {
+        name: ", ".join(dict.fromkeys(each[name] for each in facts))
+        for name in ("device", "device_name", "kernels")
+    }
+    header = diagnosis.header.model_copy(
+        update={
+            **said,
+            "wall_s": sum(each["wall_s"] for each in facts),
+            "overhead_fraction": sum(each["reading_s"] for each in facts) / passing
+            if on_cpu and passing > 0
+            else None,
+        }
+    )
+    return diagnosis.model_copy(update={"header": header})
+
+
+# What a part says of how it was taken; parts may differ in it.
+FACTS = ("device", "device_name", "kernels", "wall_s", "reading_s", "whole_s")
 
 FiguresByLayer = Mapping[str, Mapping[str, MetricValue]]
 
@@ -509,8 +572,8 @@ class _Measurement:
             layers = self.outline.layers
             parts.append(
                 (
-                    pooled_features(self.own.module, inputs, layers),
-                    pooled_features(self.fresh.module, inputs, layers),
+                    pooled_features(self.own.module, inputs, layers, dtype=DTYPES[self.dtype]),
+                    pooled_features(self.fresh.module, inputs, layers, dtype=DTYPES[self.dtype]),
                 )
             )
             labels.append(targets.cpu())
@@ -545,6 +608,17 @@ class _Measurement:
             "seed": self.seed,
             "parts": parts,
             "part": part,
+        }
+
+    def facts(self, begun: float) -> dict[str, object]:
+        """Return how this part was taken."""
+        return {
+            "device": self.place.type,
+            "device_name": device_name(self.place),
+            "kernels": self.own.backend,
+            "wall_s": time.perf_counter() - begun,
+            "reading_s": self.own.reading_s + self.fresh.reading_s,
+            "whole_s": self.own.whole_s + self.fresh.whole_s,
         }
 
     def state(self) -> dict[str, Tensor]:
@@ -806,8 +880,18 @@ def edited_model(
         sha256=state_sha256,
         plan_text=plan_json(plan),
     )
-    module.load_state_dict(edited)
+    load_edited(module, edited)
     return loaded, receipt
+
+
+def load_edited(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load edited weights, telling the module's own format versions along.
+
+    Some networks (torchvision's MNASNet) refuse a state that does not say which version it is.
+    """
+    told = OrderedDict(state)
+    told._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    module.load_state_dict(told)
 
 
 def reset_weights(plan: ReinitPlan, out: Path) -> ReinitReceipt:

@@ -181,6 +181,7 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
     from core.load import build_module, load_model, resolve_model, state_sha256
     from core.measure import measure_network
     from core.outline import outline_module
+    from core.pipeline import load_edited
     from core.plan import make_plan, plan_json
 
     yield "load"
@@ -194,34 +195,29 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
     found["layers"] = len(outline.layers)
 
     yield "size"
-    size = smallest_size(module, multiple=card.size_multiple, known=card.default_size)
-    found["size"] = size
-
-    yield "activations"
-    sites = _sites_run(module, size)
-    spoken = {layer.activation for layer in outline.layers if layer.activation}
-    found["sites"], found["attributed"] = len(sites), len(spoken & sites)
+    sizes = working_sizes(module, multiple=card.size_multiple, known=card.default_size)
 
     yield "measure"
-    draw = torch.Generator().manual_seed(SEED)
-    batches = [
-        (
-            torch.randn((BATCH_SIZE, 3, size, size), generator=draw),
-            torch.randint(CLASSES, (BATCH_SIZE,), generator=draw),
-        )
-        for _ in range(BATCHES)
-    ]
     before = state_sha256(module.state_dict())
-    own = measure_network(module, batches, outline.layers)
+    twin = build_module(spec, classes=CLASSES, seed=SEED + 1)
+    draw = torch.Generator()
+    for size in sizes:
+        found["size"] = size
+        batches = _batches(size, draw.manual_seed(SEED))
+        own = measure_network(module, batches, outline.layers)
+        fresh = measure_network(twin, batches, outline.layers)
+        # Norms over the two values of a tiny feature map can overflow on the way back.
+        if math.isfinite(own.loss + fresh.loss) and not _overflows(own) and not _overflows(fresh):
+            break
     if state_sha256(module.state_dict()) != before:
         raise SweepError("measuring changed the network")
     found["silent"] = _check_gradients(own, outline)
+    _check_gradients(fresh, outline)
     found["fed"] = len(own.activation_types)
-
-    yield "measure twin"
-    twin = build_module(spec, classes=CLASSES, seed=SEED + 1)
-    _check_gradients(measure_network(twin, batches, outline.layers), outline)
-    del twin, own
+    sites = _sites_run(module, size)
+    spoken = {layer.activation for layer in outline.layers if layer.activation}
+    found["sites"], found["attributed"] = len(sites), len(spoken & sites)
+    del twin, own, fresh
 
     yield "plan"
     plan = make_plan(outline, _middle_layers(outline), scheme="architecture", seed=SEED + 2)
@@ -247,7 +243,7 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
     if not receipt.parameters_touched:
         raise SweepError("the plan touched nothing")
     del fresh
-    module.load_state_dict(edited)
+    load_edited(module, edited)
     del state, edited
 
     yield "train"
@@ -272,21 +268,23 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
         raise SweepError(f"one step gave the losses {losses}")
 
 
-def smallest_size(module: Any, *, multiple: int, known: int) -> int:
-    """Return the side of the smallest images the network can be measured and trained on.
+def working_sizes(module: Any, *, multiple: int, known: int) -> list[int]:
+    """Return sides of images the network can be measured and trained on: the smallest, and more.
 
     Args:
         module: The network, left as it was.
         multiple: What the side must be a multiple of.
-        known: A side that works; larger ones are not tried.
+        known: A side that works, returned last; larger ones are not tried.
     """
     import torch
 
     from core.hooks import batch_statistics, module_kept
     from core.trace import first_tensor
 
-    sides = {-(-side // multiple) * multiple for side in SIDES}
-    for side in sorted(side for side in sides if side < known):
+    sides = sorted({-(-side // multiple) * multiple for side in SIDES})
+    for place, side in enumerate(sides):
+        if side >= known:
+            break
         images = torch.randn(BATCH_SIZE, 3, side, side)
         try:
             with module_kept(module), torch.no_grad():
@@ -296,8 +294,25 @@ def smallest_size(module: Any, *, multiple: int, known: int) -> int:
         except Exception:
             continue
         if logits is not None and bool(logits.isfinite().all()):
-            return side
-    return known
+            return [each for each in sides[place : place + 3] if each < known] + [known]
+    return [known]
+
+
+def _batches(size: int, draw: Any) -> list[tuple[Any, Any]]:
+    import torch
+
+    return [
+        (
+            torch.randn((BATCH_SIZE, 3, size, size), generator=draw),
+            torch.randint(CLASSES, (BATCH_SIZE,), generator=draw),
+        )
+        for _ in range(BATCHES)
+    ]
+
+
+def _overflows(measured: Any) -> bool:
+    reasons = (figures["grad_l2"].reason for figures in measured.metrics.values())
+    return any(reason and "finite" in reason for reason in reasons)
 
 
 def _sites_run(module: Any, size: int) -> frozenset[str]:

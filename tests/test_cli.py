@@ -220,7 +220,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing to judge": (("judge", "gone.json"), '"gone.json" cannot be read as a diagnosis'),
     "judging words": (("judge", "FILE"), "cannot be read as a diagnosis"),
     "merging words": (("merge", "FILE", "--out", "OUT"), "cannot be read as a part"),
-    "part of nothing": ((*MEASURE, "--part", "0/0"), "The part is 0 of 0"),
+    "part of nothing": ((*MEASURE, "--part", "0/0"), "There are 0 parts"),
     "part in words": ((*MEASURE, "--part", "half"), "'half' is no part"),
     "glob without match": ((*PLAN, "--layers", "layer9.*"), 'matches the glob "layer9.*"'),
     "broken regex": ((*PLAN, "--syntax", "regex", "--layers", "("), "not a regular expression"),

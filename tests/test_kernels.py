@@ -350,17 +350,44 @@ def test_a_compiler_that_fails_is_met_by_the_plain_sums(
     anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "false")
+    monkeypatch.setattr(compiled, "_compilers", lambda: [("false",)])
 
     check_falls_back()
-    assert list((anew / "limber" / "kernels").iterdir()) == []
+    assert list(anew.rglob("*.so")) == []
+    # What is built for a moment is gone with it.
+    assert [each.name for each in anew.iterdir()] == ["limber"]
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_followed_by_the_next(
+    anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "false --odd 'option'")
+
+    assert backend("cpu") == "compiled"
+
+
+@needs_compiler
+def test_a_compiler_may_be_a_command_of_several_words(
+    anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "env cc")
+
+    assert compiled._compilers()[0] == ("env", "cc")
+    assert backend("cpu") == "compiled"
+
+
+def test_a_relative_cache_folder_is_ignored(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+
+    assert compiled._folder() == Path.home() / ".cache" / "limber" / "kernels"
 
 
 @needs_compiler
 @pytest.mark.parametrize(("suffix", "share"), [(".so", 0.6), (".sha256", 0.0)])
 def test_a_cut_off_file_in_the_cache_is_built_again(anew: Path, suffix: str, share: float) -> None:
     # Loading half a library does not fail, it ends the process.
-    built = compiled._built()
-    assert built is not None
+    built = compiled.built(compiled._folder(), compiled._compilers()[0])
     size = built.stat().st_size
     damaged = built.with_suffix(suffix)
     damaged.write_bytes(damaged.read_bytes()[: int(share * damaged.stat().st_size)])
@@ -376,7 +403,7 @@ def test_what_a_compiler_made_that_is_no_library_is_met_by_the_plain_sums(
     odd = anew / "odd-compiler"
     odd.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo nothing > "$2"\n')
     odd.chmod(0o755)
-    monkeypatch.setenv("CC", str(odd))
+    monkeypatch.setattr(compiled, "_compilers", lambda: [(str(odd),)])
 
     check_falls_back()
 
@@ -420,9 +447,12 @@ def test_a_cache_that_cannot_be_written_is_met_by_a_folder_of_the_moment(
 def test_a_cache_of_another_person_is_not_loaded_from(
     anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert compiled._built() is not None
+    folder, compiler = compiled._folder(), compiled._compilers()[0]
+    assert compiled.built(folder, compiler).is_file()
     monkeypatch.setattr(os, "getuid", lambda: -1)
 
+    with pytest.raises(PermissionError):
+        compiled.built(folder, compiler)
     check_falls_back()
 
 

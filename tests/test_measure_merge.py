@@ -21,7 +21,7 @@ import core
 from core.errors import OptionError
 from core.measure import Shard, figures_of, shard_from, shard_state, watching
 from core.measure.shard import RANK_ROWS, RowSample, positions
-from core.pipeline import diagnose, measure_part, merge_parts
+from core.pipeline import _part_sha256, diagnose, measure_part, merge_parts
 from core.records import Diagnosis, MetricValue
 from core.reductions import Moments
 from tests.reference import looked_at_positions, mixed
@@ -375,7 +375,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def rewritten(
     path: Path, folder: Path, recipe: dict[str, object], **tensors: Tensor | None
 ) -> Path:
-    """Copy a part with some of its recipe or tensors replaced."""
+    """Copy a part with some of its recipe or tensors replaced, sealed anew."""
     with safetensors.safe_open(path, "pt") as opened:
         known = json.loads(opened.metadata()["limber_part"])
         state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
@@ -384,7 +384,8 @@ def rewritten(
         if value is not None:
             state[name] = value
     copy = folder / f"changed-{path.name}"
-    meta = {"limber_part": json.dumps(known | recipe)}
+    text = json.dumps(known | recipe)
+    meta = {"limber_part": text, "sha256": _part_sha256(text, state)}
     safetensors.torch.save_file(state, copy, metadata=meta)
     return copy
 
@@ -422,7 +423,7 @@ def test_merged_parts_are_the_diagnosis_of_one_pass(
         np.testing.assert_allclose(units[name], values, rtol=1e-5, atol=1e-6 * reach, err_msg=name)
 
 
-@pytest.mark.parametrize(("part", "of"), [(0, 2), (3, 2), (1, 0)])
+@pytest.mark.parametrize(("part", "of"), [(0, 2), (3, 2)])
 def test_a_part_that_is_none_of_them_is_refused(part: int, of: int, tmp_path: Path) -> None:
     spec, data = core.resolve_model("tf_efficientnet_lite0"), core.resolve_data("bloodmnist")
 
@@ -497,6 +498,49 @@ def test_a_part_cut_off_is_refused(parts: list[Path], tmp_path: Path) -> None:
 
     with pytest.raises(OptionError, match=r'odd.safetensors" cannot be read as a part'):
         merge_parts([odd, *parts[1:]])
+
+
+@pytest.mark.parametrize("place", [0.05, 0.3, 0.6, 0.95])
+def test_a_part_with_one_flipped_bit_is_refused(
+    parts: list[Path], place: float, tmp_path: Path
+) -> None:
+    content = bytearray(parts[0].read_bytes())
+    content[int(place * len(content))] ^= 1
+    odd = tmp_path / "odd.safetensors"
+    odd.write_bytes(content)
+
+    with pytest.raises(OptionError, match=r'odd.safetensors" cannot be read as a part'):
+        merge_parts([odd, *parts[1:]])
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "5", '"x"', "{}", "[" * 100_000, "no JSON"])
+def test_a_part_that_says_nothing_of_itself_is_refused(
+    parts: list[Path], text: str, tmp_path: Path
+) -> None:
+    state = {"x": torch.zeros(1)}
+    odd = tmp_path / "odd.safetensors"
+    meta = {"limber_part": text, "sha256": _part_sha256(text, state)}
+    safetensors.torch.save_file(state, odd, metadata=meta)
+
+    with pytest.raises(OptionError, match=r'odd.safetensors" cannot be read as a part'):
+        merge_parts([odd, *parts[1:]])
+
+
+def test_a_merged_diagnosis_says_how_its_parts_were_taken(
+    parts: list[Path], tmp_path: Path
+) -> None:
+    told = [
+        rewritten(each, tmp_path, {"kernels": kernels, "wall_s": 10.0, "device": device})
+        for each, kernels, device in zip(
+            parts, ("plain", "triton", "plain"), ("cpu", "cuda", "cpu"), strict=True
+        )
+    ]
+
+    header = merge_parts(told)[0].header
+
+    assert (header.kernels, header.device) == ("plain, triton", "cpu, cuda")
+    assert header.wall_s == 30.0
+    assert header.overhead_fraction is None
 
 
 @pytest.mark.parametrize(

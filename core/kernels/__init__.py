@@ -174,24 +174,27 @@ def gradient_sums(
     return plain.gradient_sums(weight, gradient, total, scale)
 
 
-def moment_sums(x: Float[Tensor, "*shape"], *, pivot: float, near: float) -> Float[Tensor, 5]:
+def moment_sums(
+    x: Float[Tensor, "*shape"], *, pivot: float, near: float, scale: float = 1.0
+) -> Float[Tensor, 5]:
     """Return power sums of all entries about a pivot, in one read.
 
     Args:
         x: Any shape.
         pivot: Close to the mean: far from it, digits are lost.
         near: Entries with |x| below it are counted.
+        scale: What offsets are multiplied with, so that fourth powers neither over- nor underflow.
 
     Returns:
-        (5,) float64 on the tensor's device: sum d, sum d^2, sum d^3, sum d^4 with d = x - pivot,
-        and the count of |x| < near. Not finite where an entry is not.
+        (5,) float64 on the tensor's device: sum d, sum d^2, sum d^3, sum d^4 with
+        d = (x - pivot) * scale, and the count of |x| < near. Not finite where an entry is not.
     """
     x = x.detach()
     if x.dtype == torch.float32 and _dense(x) and backend(x.device) == "compiled":
         from core.kernels import compiled
 
-        return compiled.moment_sums(x, pivot, near)
-    return plain.moment_sums(x, pivot, near)
+        return compiled.moment_sums(x, pivot, scale, near)
+    return plain.moment_sums(x, pivot, scale, near)
 
 
 def _order(tensor: Tensor) -> tuple[int, ...]:

@@ -11,11 +11,13 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +50,15 @@ class _Limits(ctypes.Structure):
     ]
 
 
-def _compiler() -> str | None:
-    asked = os.environ.get("CC", "").split()
-    for name in (*asked[:1], "cc", "gcc", "clang"):
-        found = shutil.which(name)
-        if found:
-            return found
-    return None
+def _compilers() -> list[tuple[str, ...]]:
+    """Return the commands to try, the one asked for by CC first."""
+    try:
+        asked = tuple(shlex.split(os.environ.get("CC", "")))
+    except ValueError:
+        asked = ()
+    return [
+        each for each in (asked, ("cc",), ("gcc",), ("clang",)) if each and shutil.which(each[0])
+    ]
 
 
 def _processor() -> str:
@@ -68,31 +72,40 @@ def _processor() -> str:
 
 
 def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "limber" / "kernels"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    # A relative one is to be ignored, says the standard that names it.
+    return (base if base.is_absolute() else Path.home() / ".cache") / "limber" / "kernels"
 
 
-def _built() -> Path | None:
-    compiler = _compiler()
-    if compiler is None:
-        return None
-    source = SOURCE.read_bytes()
-    key = b"\0".join([source, compiler.encode(), _processor().encode(), " ".join(_FLAGS).encode()])
-    name = f"sums-{hashlib.sha256(key).hexdigest()[:16]}.so"
-    for folder in (_folder, lambda: Path(tempfile.mkdtemp(prefix="limber-"))):
-        try:
-            place = folder()
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if place.stat().st_uid != os.getuid():
-                # Whoever owns the folder could put code into this process.
-                continue
-            target = place / name
-            if not _whole(target):
-                _build(compiler, target)
-            return target
-        except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError):
-            continue
+_FAILURES = (OSError, RuntimeError, AttributeError, subprocess.SubprocessError)
+
+
+def _loaded() -> ctypes.CDLL | None:
+    """Return the library, built where it is not there yet; None where nothing builds it."""
+    for compiler in _compilers():
+        with suppress(*_FAILURES):
+            return ctypes.CDLL(str(built(_folder(), compiler)))
+        # No home to keep it in: build it for this process alone.
+        with suppress(*_FAILURES), tempfile.TemporaryDirectory(prefix="limber-") as moment:
+            return ctypes.CDLL(str(built(Path(moment), compiler)))
     return None
+
+
+def built(folder: Path, compiler: tuple[str, ...]) -> Path:
+    """Return the library in that folder, whole, as that command builds it.
+
+    Raises:
+        OSError, SubprocessError: There is no such folder, or nothing was built.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError("whoever owns the folder could put code into this process")
+    words = [*compiler, _processor(), *_FLAGS]
+    key = b"\0".join([SOURCE.read_bytes(), *(word.encode() for word in words)])
+    target = folder / f"sums-{hashlib.sha256(key).hexdigest()[:16]}.so"
+    if not _whole(target):
+        _build(compiler, target)
+    return target
 
 
 def _digest_of(target: Path) -> Path:
@@ -108,12 +121,12 @@ def _whole(target: Path) -> bool:
         return False
 
 
-def _build(compiler: str, target: Path) -> None:
+def _build(compiler: tuple[str, ...], target: Path) -> None:
     handle, half = tempfile.mkstemp(suffix=".so", dir=target.parent)
     os.close(handle)
     try:
         subprocess.run(
-            [compiler, *_FLAGS, "-o", half, str(SOURCE)],
+            [*compiler, *_FLAGS, "-o", half, str(SOURCE)],
             check=True,
             timeout=BUILD_S,
             stdin=subprocess.DEVNULL,
@@ -131,11 +144,10 @@ def _build(compiler: str, target: Path) -> None:
 @cache
 def library() -> Any | None:
     """Return the loaded and checked kernel, or None where there is none."""
-    path = _built()
-    if path is None:
+    loaded = _loaded()
+    if loaded is None:
         return None
     try:
-        loaded = ctypes.CDLL(str(path))
         long, pointer = ctypes.c_long, ctypes.c_void_p
         loaded.unit_sums.argtypes = [
             pointer,
@@ -158,7 +170,7 @@ def library() -> Any | None:
             pointer,
         ]
         loaded.gradient_sums.restype = None
-        loaded.moment_sums.argtypes = [pointer, long, ctypes.c_float, ctypes.c_float, pointer]
+        loaded.moment_sums.argtypes = [pointer, long, *[ctypes.c_float] * 3, pointer]
         loaded.moment_sums.restype = None
     except (OSError, AttributeError):
         return None
@@ -277,7 +289,7 @@ def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale:
     return out
 
 
-def moment_sums(x: Tensor, pivot: float, near: float) -> Tensor:
+def moment_sums(x: Tensor, pivot: float, scale: float, near: float) -> Tensor:
     """Return (5,) float64 sums of a dense float32 tensor."""
     loaded = library()
     if loaded is None:
@@ -290,7 +302,7 @@ def moment_sums(x: Tensor, pivot: float, near: float) -> Tensor:
     def work(piece: int) -> None:
         first = piece * PIECE
         count = min(PIECE, x.numel() - first)
-        loaded.moment_sums(start + 4 * first, count, pivot, near, goal + 40 * piece)
+        loaded.moment_sums(start + 4 * first, count, pivot, scale, near, goal + 40 * piece)
 
     _each(pieces, work)
     return out.sum(0)

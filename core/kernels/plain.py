@@ -46,20 +46,22 @@ def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale:
     if total is not None:
         total += scaled
     rows = scaled.reshape(scaled.shape[0] if scaled.ndim else 1, -1)
-    products = (weight.to(scaled.dtype) * scaled).reshape(rows.shape)
+    # Gradients may be so small that their squares are 0 in float32.
+    wide = rows.double()
+    products = weight.reshape(rows.shape) * wide
     return torch.stack(
         [
-            rows.pow(2).sum(1).double(),
+            wide.pow(2).sum(1),
             rows.abs().sum(1).double(),
-            products.abs().sum(1).double(),
+            products.abs().sum(1),
             (rows == 0).sum(1).double(),
         ]
     )
 
 
-def moment_sums(x: Tensor, pivot: float, near: float) -> Tensor:
+def moment_sums(x: Tensor, pivot: float, scale: float, near: float) -> Tensor:
     """Return (5,) float64 sums; see `core.kernels.moment_sums`."""
-    offset = x.double() - pivot
+    offset = (x.double() - pivot) * scale
     square = offset**2
     return torch.stack(
         [

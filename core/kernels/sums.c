@@ -29,6 +29,7 @@
 #define PANEL 64
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef double vd __attribute__((vector_size(8 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 
@@ -232,7 +233,9 @@ void gradient_sums(const float *w, const float *g, float scale, float *total, lo
         long zeros = 0;
         for (long begin = 0; begin < inner; begin += BLOCK * LANES) {
             const long end = begin + BLOCK * LANES < inner ? begin + BLOCK * LANES : inner;
-            vf a = {0}, b = {0}, c = {0};
+            /* Gradients may be so small that their squares are 0 in float. */
+            vd a = {0}, c = {0};
+            vf b = {0};
             vi zero = {0};
             long i = begin;
             for (; i + LANES <= end; i += LANES) {
@@ -241,9 +244,11 @@ void gradient_sums(const float *w, const float *g, float scale, float *total, lo
                     const vf sum = load_float(tr + i) + x;
                     memcpy(tr + i, &sum, sizeof sum);
                 }
-                a += x * x;
+                const vd wide = __builtin_convertvector(x, vd);
+                const vd by = __builtin_convertvector(magnitude(y), vd);
+                a += wide * wide;
                 b += magnitude(x);
-                c += magnitude(x * y);
+                c += __builtin_convertvector(magnitude(x), vd) * by;
                 zero -= (x == 0.0f);
             }
             for (int k = 0; k < LANES; k++) {
@@ -269,16 +274,16 @@ void gradient_sums(const float *w, const float *g, float scale, float *total, lo
     }
 }
 
-/* One read of n values: with d = x - pivot adds sum d, sum d^2, sum d^3, sum d^4 and the count of
+/* One read of n values: with d = (x - pivot) * scale adds sum d, sum d^2, sum d^3, sum d^4 and the count of
  * |x| < near to out (5). */
-void moment_sums(const float *x, long n, float pivot, float near, double *out) {
+void moment_sums(const float *x, long n, float pivot, float scale, float near, double *out) {
     for (long begin = 0; begin < n; begin += BLOCK * LANES) {
         const long end = begin + BLOCK * LANES < n ? begin + BLOCK * LANES : n;
         vf one = {0}, two = {0}, three = {0}, four = {0};
         vi close = {0};
         long i = begin;
         for (; i + LANES <= end; i += LANES) {
-            const vf v = load_float(x + i), d = v - pivot, square = d * d;
+            const vf v = load_float(x + i), d = (v - pivot) * scale, square = d * d;
             one += d;
             two += square;
             three += square * d;
@@ -293,7 +298,7 @@ void moment_sums(const float *x, long n, float pivot, float near, double *out) {
             out[4] += close[k];
         }
         for (; i < end; i++) {
-            const double d = (double)x[i] - pivot;
+            const double d = ((double)x[i] - pivot) * scale;
             out[0] += d;
             out[1] += d * d;
             out[2] += d * d * d;

@@ -229,7 +229,13 @@ def _construct(spec: ModelSpec, classes: int | None) -> nn.Module:
     if spec.source == "torchvision":
         import torchvision.models as tv
 
-        extra = {"init_weights": True} if spec.name in ("googlenet", "inception_v3") else {}
+        extra: dict[str, Any] = {}
+        if spec.name in ("googlenet", "inception_v3"):
+            extra["init_weights"] = True
+        if spec.name.startswith("vit_") and spec.weights == "pretrained":
+            # Its position table is as long as the images are that the weights were made for.
+            side = tv.get_model_weights(spec.name).DEFAULT.meta["min_size"][0]
+            extra["image_size"] = sized.pop("image_size", side)
         model: nn.Module = tv.get_model(spec.name, weights=None, **sized, **extra)
         return model
     import timm
@@ -494,7 +500,7 @@ def _describe(spec: ModelSpec, module: nn.Module) -> dict[str, Any]:
         import torchvision.models as tv
 
         transform = tv.get_model_weights(spec.name).DEFAULT.transforms()
-        native = int(transform.crop_size[0])
+        native = int(getattr(module, "image_size", 0) or transform.crop_size[0])
         patch = int(getattr(module, "patch_size", 0) or 0)
         fixed = patch > 0
         default = native if fixed else _short_size(spec, module, native=native, multiple=1)

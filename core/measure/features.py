@@ -27,10 +27,16 @@ TRANSFER_NAMES = ("probe_accuracy", "logme", "cka_twin")
 _PENALTIES = tuple(10.0**power for power in range(-4, 3))
 _ROUNDS = 30
 FOLDS = 5
+# Of a sum of squares, what counts as nothing left.
+FITTED = 1e-12
 
 
 def pooled_features(
-    module: nn.Module, inputs: Tensor, layers: Sequence[LayerInfo]
+    module: nn.Module,
+    inputs: Tensor,
+    layers: Sequence[LayerInfo],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Return each layer's output averaged over positions.
 
@@ -38,6 +44,7 @@ def pooled_features(
         module: In the mode it is to be read in.
         inputs: (n, 3, height, width), on its device.
         layers: Which layers.
+        dtype: float32, or float16 or bfloat16 to run under autocast.
 
     Returns:
         Layer name to (n, units) float32 on the host. Layers that did not run, or whose output
@@ -58,7 +65,12 @@ def pooled_features(
         last = made.movedim(axis, -1)
         found[name] = last.reshape(len(inputs), -1, last.shape[-1]).float().mean(1).cpu()
 
-    with torch.no_grad(), watched_forward(module, on_layer=ran):
+    mixed = dtype in (torch.float16, torch.bfloat16)
+    with (
+        torch.no_grad(),
+        torch.autocast(inputs.device.type, dtype, enabled=mixed),
+        watched_forward(module, on_layer=ran),
+    ):
         module(inputs)
     return found
 
@@ -102,7 +114,8 @@ def probe_accuracy(features: Float[Tensor, "image unit"], labels: Int[Tensor, " 
     if n < 2 * FOLDS:
         return math.nan
     wide = features.double()
-    targets = torch.nn.functional.one_hot(labels.long()).double()
+    labels = labels.unique(return_inverse=True)[1]
+    targets = torch.nn.functional.one_hot(labels).double()
     dealt = probe_folds(labels)
     errors = torch.zeros(len(_PENALTIES), dtype=torch.float64)
     hits = torch.zeros(len(_PENALTIES), dtype=torch.float64)
@@ -131,7 +144,8 @@ def logme(features: Float[Tensor, "image unit"], labels: Int[Tensor, " image"]) 
         labels: (images,).
 
     Returns:
-        In nats an image, averaged over classes; higher is better. Only differences between
+        In nats an image, averaged over the classes that are there; higher is better. NaN where
+        all features are zero. Only differences between
         features of the same images say anything.
 
     Source:
@@ -142,26 +156,32 @@ def logme(features: Float[Tensor, "image unit"], labels: Int[Tensor, " image"]) 
     wide = features.double()
     n, width = wide.shape
     left, singular, _ = torch.linalg.svd(wide, full_matrices=False)
-    squares = singular**2
+    if not float(singular[0]) > 0:
+        return math.nan
+    # At its largest the evidence does not change with the scale of the features.
+    squares = (singular / singular[0]) ** 2
+    # Absent classes are left out: a column of zeros would be fitted without end.
+    targets = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1]).double()
     total = 0.0
-    targets = torch.nn.functional.one_hot(labels.long()).double()
     for target in targets.T:
         seen = (left.T @ target) ** 2
-        rest = float((target**2).sum() - seen.sum())
+        whole = float((target**2).sum())
+        rest = max(whole - float(seen.sum()), 0.0)
+        # Labels that are fitted exactly would have infinite evidence.
+        least = FITTED * whole
         alpha = beta = 1.0
         for _ in range(_ROUNDS):
             ratio = alpha / beta
             gamma = float((squares / (squares + ratio)).sum())
             size = float((squares * seen / (squares + ratio) ** 2).sum())
-            error = float((seen / (1 + squares / ratio) ** 2).sum()) + max(rest, 0.0)
-            # Labels that are fitted exactly would have infinite evidence.
-            alpha = gamma / max(size, 1e-12)
-            beta = (n - gamma) / max(error, 1e-12)
+            error = float((seen / (1 + squares / ratio) ** 2).sum()) + rest
+            alpha = max(gamma, FITTED) / max(size, least)
+            beta = max(n - gamma, FITTED) / max(error, least)
             if abs(alpha / beta - ratio) <= 1e-3 * ratio:
                 break
         ratio = alpha / beta
         size = float((squares * seen / (squares + ratio) ** 2).sum())
-        error = float((seen / (1 + squares / ratio) ** 2).sum()) + max(rest, 0.0)
+        error = float((seen / (1 + squares / ratio) ** 2).sum()) + rest
         evidence = (
             width / 2 * math.log(alpha)
             + n / 2 * math.log(beta)

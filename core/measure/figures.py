@@ -143,10 +143,7 @@ def figures_of(
             if value is not None and i in relative:
                 widths[i, name] = value * power * relative[i]
         metrics[layer.name] = {
-            name: figure
-            if figure.value is None or (i, name) not in widths
-            else figure.model_copy(update={"half_width": widths[i, name]})
-            for name, figure in figures.items()
+            name: _sound(figure, widths.get((i, name))) for name, figure in figures.items()
         }
         units[layer.name] = per_unit
     return Measured(
@@ -159,6 +156,19 @@ def figures_of(
         activation_types=types,
         backend=gauge.backend,
     )
+
+
+def _sound(figure: MetricValue, half_width: float | None) -> MetricValue:
+    """Return a figure with its interval; one that is no finite number gives way to a reason."""
+    if figure.value is None:
+        return figure
+    if not math.isfinite(figure.value):
+        return MetricValue(
+            value=None, reason="not a finite number: the pass or the weights overflow"
+        )
+    if half_width is None or not math.isfinite(half_width):
+        return figure
+    return figure.model_copy(update={"half_width": half_width})
 
 
 def _student(batches: np.ndarray) -> np.ndarray:
@@ -283,10 +293,11 @@ def _gradient_figures(
     }
     figures = {name: MetricValue(value=value, n=n) for name, value in values.items()}
     size = float(weight.double().norm())
+    odd = "the weight is all zero" if size == 0 else "the weight holds values that are not finite"
     figures["relative_grad_norm"] = (
         MetricValue(value=norm / size, n=n)
-        if size > 0
-        else MetricValue(value=None, reason="the weight is all zero")
+        if 0 < size < math.inf
+        else MetricValue(value=None, reason=odd)
     )
     squares = float(held.squares) / n
     figures |= _over_batches(norm, squares, shard.batches)
@@ -360,7 +371,9 @@ def _site_part(
         "unit_dormant_score": _array(dormant_score(mean_abs)),
     }
     figures |= _ranks(seen)
-    if seen.gradient_rows:
+    if seen.gradient_rows and not bool(seen.gradient.isfinite().all()):
+        figures |= missing(AT_UNITS, "the gradient is not finite: the pass overflowed")
+    elif seen.gradient_rows:
         at_units = (seen.gradient / seen.gradient_rows).cpu()
         values = {
             "unit_grad_mean_abs_mean": at_units.mean(),
@@ -425,22 +438,26 @@ def _histogram(weight: Tensor) -> dict[str, np.ndarray]:
 
 def _weight_figures(weight: Tensor) -> dict[str, MetricValue]:
     n = weight.numel()
-    # A float32 number, because that is what the kernel subtracts.
-    pivot = float(weight.float().mean())
-    pivot = pivot if math.isfinite(pivot) else 0.0
-    one, two, three, four, near = moment_sums(weight, pivot=pivot, near=NEAR_ZERO).tolist()
-    shift = one / n
-    variance = max(two / n - shift**2, 0.0)
-    fourth = four / n - 4 * shift * three / n + 6 * shift**2 * two / n - 3 * shift**4
-    mean = pivot + shift
-    if not math.isfinite(two):
+    reach = float(weight.abs().max()) if n else 0.0
+    if not math.isfinite(reach):
         return missing(
             (*MOMENTS, "near_zero_fraction", *RANKS), "the weight holds values that are not finite"
         )
+    # A power of two, which changes no digit, and brings the largest entry to 1/2 to 1.
+    scale = 2.0 ** -max(-120, min(120, math.frexp(reach)[1]))
+    # A float32 number, because that is what the kernel subtracts.
+    pivot = float(weight.float().mean())
+    pivot = pivot if math.isfinite(pivot) else 0.0
+    sums = moment_sums(weight, pivot=pivot, near=NEAR_ZERO, scale=scale)
+    one, two, three, four, near = sums.tolist()
+    shift = one / n
+    variance = max(two / n - shift**2, 0.0)
+    fourth = four / n - 4 * shift * three / n + 6 * shift**2 * two / n - 3 * shift**4
+    mean = pivot * scale + shift
     values = {
-        "weight_l2": math.sqrt(n * (variance + mean**2)),
-        "weight_mean": mean,
-        "weight_std": math.sqrt(variance),
+        "weight_l2": math.sqrt(n * (variance + mean**2)) / scale,
+        "weight_mean": mean / scale,
+        "weight_std": math.sqrt(variance) / scale,
         "near_zero_fraction": near / n,
     }
     figures = {name: MetricValue(value=value, n=n) for name, value in values.items()}
