@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import time
 from collections import OrderedDict
@@ -661,6 +662,12 @@ class _Measurement:
         )
         intervals = ratio_intervals(self.own, self.fresh, self.ratios, own, fresh)
         reports = _reports(self.outline, own, fresh, intervals, self.transfer)
+        for loss, whose in ((own.loss, "network's"), (fresh.loss, "fresh twin's")):
+            if not math.isfinite(loss):
+                self.notes.append(
+                    f"The {whose} loss on these images is not a finite number: its weights or the "
+                    "pass overflow. Where a figure would not be finite it has a reason instead."
+                )
         reading = self.own.reading_s + self.fresh.reading_s
         passing = self.own.whole_s + self.fresh.whole_s - reading
         header = DiagnosisHeader(

@@ -21,6 +21,7 @@ import torch
 
 from core import plan_schema
 from core.cli import main
+from core.load import build_module, resolve_model
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network of timm that takes milliseconds, with random weights: no network, no waiting.
@@ -401,6 +402,35 @@ def test_a_measurement_is_written_with_its_companion(
     assert rows[-1]["event"] == "done"
     shares = [row["done"] / row["total"] for row in rows if row["event"] == "progress"]
     assert max(shares) == 1.0
+
+
+def test_a_network_that_is_not_finite_has_reasons_for_figures_and_says_so(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    spec = resolve_model("timm:test_efficientnet", weights="none")
+    state = build_module(spec, classes=8, seed=0).state_dict()
+    state["blocks.2.0.conv_pwl.weight"][0, 0] = torch.inf
+    checkpoint, out = tmp_path / "odd.pt", tmp_path / "diagnosis.json"
+    torch.save(state, checkpoint)
+
+    code, _, err = command(
+        *("measure", "--model", "timm:test_efficientnet", "--checkpoint", checkpoint),
+        *("--data", "bloodmnist", "--samples", 12, "--batch-size", 6, "--image-size", 32),
+        *("--device", "cpu", "--transfer", "--out", out),
+    )
+
+    text = out.read_text(encoding="utf-8")
+    diagnosis = json.loads(text)
+    assert (code, err) == (0, "")
+    assert any(
+        "loss on these images is not a finite number" in note
+        for note in diagnosis["header"]["notes"]
+    )
+    for layer in diagnosis["layers"]:
+        for side in ("metrics", "twin_metrics"):
+            for figure in layer[side].values():
+                assert (figure["value"] is None) == bool(figure["reason"])
+                assert figure["value"] is None or isinstance(figure["value"], float | int)
 
 
 def test_a_diagnosis_is_judged_by_another_preset_and_other_thresholds(
