@@ -13,6 +13,7 @@ from core.errors import PlanError
 from core.initialisers import SCHEMES, Request, draw, scheme_numbers
 from core.planfile import arrays_of, chosen_entries, demand
 from core.records import Entries, ReinitPlan, ReinitReceipt, Target, TensorChange, Write
+from core.records.outline import is_bias
 from core.seeding import generator
 
 State = dict[str, Tensor]
@@ -139,11 +140,6 @@ def apply_plan(
     return edited, receipt
 
 
-def is_bias(name: str) -> bool:
-    """Whether a parameter is a bias by its `state_dict` name, fused ones included."""
-    return name.rpartition(".")[2].endswith("bias")
-
-
 def _names(target: Target) -> tuple[str, ...]:
     return (*target.parameters, *target.buffers)
 
@@ -206,9 +202,25 @@ def _fixed(
     return (old * values if write == "scale" else now + values).to(old.dtype)
 
 
+def _check_layers(plan: ReinitPlan, parameters: frozenset[str]) -> None:
+    layers = {name.rpartition(".")[0] or name for name in parameters}
+    for does, named in (
+        ("resets", [target.layer for target in plan.targets]),
+        ("freezes", plan.freeze),
+        ("sets a learning rate for", [rate.layer for rate in plan.learning_rates]),
+    ):
+        odd = next((layer for layer in named if layer not in layers), None)
+        if odd is not None:
+            raise PlanError(
+                f'The plan {does} "{odd}", which is no layer of the model. Load the model the plan '
+                "was made for, or make the plan again."
+            )
+
+
 def _check_names(state: Mapping[str, Tensor], plan: ReinitPlan, parameters: frozenset[str]) -> None:
     whole: dict[str, str] = {}
     drawn: dict[str, list[Entries]] = {}
+    _check_layers(plan, parameters)
     for target in plan.targets:
         known = SCHEMES.get(target.scheme.name)
         if known is None:
@@ -281,7 +293,7 @@ def _change(
 def _warnings(changes: list[TensorChange]) -> tuple[str, ...]:
     rows = []
     weights = [change for change in changes if not change.buffer]
-    if weights and not any(change.changed for change in weights):
+    if not any(change.changed for change in weights):
         rows.append("The plan changes no parameter at all: it is a no-op on these weights.")
     for change in weights:
         if (change.norm_before or 0) > 0 and (change.norm_after or 0) > 10 * (

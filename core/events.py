@@ -52,6 +52,7 @@ class Events:
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                _refuse_other_files(self._path)
                 self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
             except OSError as error:
                 raise OptionError(
@@ -139,3 +140,20 @@ class Events:
         if self._terminal and self._shown:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raise if a file is there that no command wrote its events to: a plan, weights, an image."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        first = file.readline(2**16)
+    try:
+        content = json.loads(first)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or "event" not in content:
+        raise OptionError(
+            f'--events "{path}" is a file of another kind, to which nothing is appended. Give a '
+            "new name."
+        )

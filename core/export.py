@@ -16,6 +16,7 @@ from core.records import ArmCurve, ReinitPlan, StepRecord
 
 CURVE_COLUMNS = ("arm", "seed", "step", "train_loss", "val_accuracy", "wall_s")
 
+Companion = Literal["masks", "units"]
 Trainer = Literal["timm", "torchvision", "torch", "lightning", "hf"]
 TRAINERS: tuple[Trainer, ...] = ("timm", "torchvision", "torch", "lightning", "hf")
 
@@ -47,30 +48,43 @@ def write_whole(path: Path, content: str | bytes) -> None:
         ) from error
 
 
-def companion_name(path: Path) -> str:
-    """Return the name of the companion of a plan in that file."""
-    return f"{path.stem}.masks.safetensors"
+def companion_path(path: Path, what: Companion) -> Path:
+    """Return where the companion of a JSON file lies: masks of a plan, or units of a diagnosis.
+
+    It is named after the whole name of a file that does not end in .json, so that no two files
+    share one.
+    """
+    stem = path.stem if path.suffix == ".json" else path.name
+    return path.with_name(f"{stem}.{what}.safetensors")
 
 
-def write_plan(plan: ReinitPlan, path: Path, *, keep_name: bool = False) -> ReinitPlan:
+def named_after(plan: ReinitPlan, path: Path) -> ReinitPlan:
+    """Return a plan whose companion, if it has one, is named after the plan's file.
+
+    Raises:
+        PlanError: The plan came without its companion.
+    """
+    name = companion_path(path, "masks").name
+    if plan.companion is None or plan.companion.file == name:
+        return plan
+    renamed = plan.companion.model_copy(update={"file": name})
+    return sealed(plan.model_copy(update={"companion": renamed}), arrays_of(plan))
+
+
+def write_plan(plan: ReinitPlan, path: Path) -> ReinitPlan:
     """Write a plan and, where it has one, its companion beside it; return what was written.
 
     Args:
-        plan: With its companion attached, if it names one.
+        plan: With its companion attached, if it names one; the companion is named after the file.
         path: The plan's file.
-        keep_name: Whether the companion keeps the name it has in the plan; else it is named
-            after the plan's file, which changes the plan's text.
 
     Raises:
         OptionError: The place cannot be written to.
         PlanError: The plan came without its companion.
     """
+    plan = named_after(plan, path)
     if plan.companion is not None:
-        arrays = arrays_of(plan)
-        if not keep_name and plan.companion.file != companion_name(path):
-            renamed = plan.companion.model_copy(update={"file": companion_name(path)})
-            plan = sealed(plan.model_copy(update={"companion": renamed}), arrays)
-        assert plan.companion is not None
+        arrays_of(plan)
         assert plan.companion_bytes is not None
         write_whole(path.parent / plan.companion.file, plan.companion_bytes)
     write_whole(path, plan_json(plan))

@@ -422,6 +422,7 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("fire", "steps"): (1, 1000),
     ("fire", "scale"): (0, 1),
 }
+WHOLE = {("fire", "steps"), ("fire", "scale")}
 
 
 def list_schemes() -> tuple[SchemeInfo, ...]:
@@ -450,6 +451,8 @@ def scheme_numbers(name: str, given: Mapping[str, float]) -> dict[str, float]:
         low, high = RANGES.get((name, key), (-math.inf, math.inf))
         if not low <= value <= high:
             raise PlanError(f'Scheme "{name}": {key} is {value:g}. Give {low:g} to {high:g}.')
+        if (name, key) in WHOLE and value != int(value):
+            raise PlanError(f'Scheme "{name}": {key} is {value:g}. Give a whole number.')
     return {**known, **given}
 
 

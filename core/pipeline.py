@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,14 @@ from torch import Tensor, nn
 from core.apply import apply_plan
 from core.compare import CONTROL, compare_curves
 from core.errors import DataError, LimberError, OptionError, PlanError, Stopped
-from core.export import curves_csv, curves_of, write_plan, write_whole
+from core.export import (
+    companion_path,
+    curves_csv,
+    curves_of,
+    named_after,
+    write_plan,
+    write_whole,
+)
 from core.finetune import Arm, Images, Settings, finetune, normalised
 from core.judge import judge
 from core.load import (
@@ -56,7 +63,7 @@ from core.measure import (
 )
 from core.metrics import metric_names
 from core.outline import outline_module
-from core.plan import check_plan, random_control
+from core.plan import check_plan, planned_size
 from core.planfile import plan_json, sorted_metadata
 from core.records import (
     ABComparison,
@@ -84,6 +91,8 @@ DEFAULT_EVAL_EVERY = 10
 DEFAULT_TRAIN_IMAGES = 600
 DEFAULT_VAL_IMAGES = 160
 DEFAULT_SEEDS = (0, 1, 2)
+# Plans whose sizes differ by less are of about the same size.
+ALIKE = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +176,31 @@ def check_image_size(card: ModelCard, size: int) -> None:
         raise OptionError(
             f"The image size is {size}; {card.title} takes multiples of {multiple}, such as {near}."
         )
+
+
+def read_batch(
+    images: ImageSet,
+    items: Sequence[Item],
+    preprocessing: Preprocessing,
+    *,
+    size: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return images as a network takes them and their labels, on the device.
+
+    Args:
+        images: The opened set.
+        items: Which of them.
+        preprocessing: The network's.
+        size: Side in pixels.
+        device: Where they go.
+
+    Returns:
+        Inputs (n, 3, size, size), normalised, channels last; labels (n,).
+    """
+    pixels, labels = decode_items(images, items, preprocessing, size=size)
+    inputs = normalised(pixels.to(device), preprocessing.mean, preprocessing.std)
+    return inputs.contiguous(memory_format=torch.channels_last), labels.to(device)
 
 
 @lru_cache(maxsize=8)
@@ -536,12 +570,8 @@ class _Measurement:
 
     def _read(self, batch: int) -> tuple[Tensor, Tensor]:
         chosen = self.items[batch * self.batch_size : (batch + 1) * self.batch_size]
-        pixels, labels = decode_items(self.images, chosen, self.card.preprocessing, size=self.size)
-        wanted = self.card.preprocessing
-        inputs = normalised(pixels.to(self.place), wanted.mean, wanted.std)
-        return (
-            inputs.contiguous(memory_format=torch.channels_last),
-            labels.to(self.place),
+        return read_batch(
+            self.images, chosen, self.card.preprocessing, size=self.size, device=self.place
         )
 
     def run(self, batches: Sequence[int]) -> None:
@@ -780,9 +810,9 @@ def _reports(
 def write_diagnosis(diagnosis: Diagnosis, units: Mapping[str, np.ndarray], out: Path) -> Diagnosis:
     """Write the diagnosis as JSON with its figures by unit beside it; return what was written.
 
-    The companion is `STEM.units.safetensors`; the header names it and its SHA-256.
+    See `core.export.companion_path` for the companion's name; the header names it and its SHA-256.
     """
-    companion = out.with_suffix(".units.safetensors")
+    companion = companion_path(out, "units")
     data = safetensors.numpy.save({key: np.ascontiguousarray(units[key]) for key in sorted(units)})
     write_whole(companion, data)
     header = diagnosis.header.model_copy(
@@ -825,6 +855,13 @@ def read_units(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]
         arrays = safetensors.numpy.load(data)
     except (OSError, safetensors.SafetensorError) as error:
         raise OptionError(f'"{companion}" cannot be read. Measure again.') from error
+    return units_with_twins(arrays)
+
+
+def units_with_twins(
+    arrays: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return the figures by unit that `diagnose` gives, layer to metric to (network's, twin's)."""
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for key, values in arrays.items():
         layer, _, metric = key.rpartition("/")
@@ -842,7 +879,7 @@ def plan_outline(plan: ReinitPlan) -> ModelOutline:
         LimberError: The model cannot be loaded.
     """
     outline = outline_model(
-        plan_spec(plan), classes=_plan_classes(plan), head_seed=plan.model.head_seed
+        plan_spec(plan), classes=plan_classes(plan), head_seed=plan.model.head_seed
     )
     check_plan(plan, outline)
     return outline
@@ -860,7 +897,8 @@ def plan_spec(plan: ReinitPlan) -> ModelSpec:
     )
 
 
-def _plan_classes(plan: ReinitPlan) -> int | None:
+def plan_classes(plan: ReinitPlan) -> int | None:
+    """Return the size of a plan's new head; None for the head that came with the weights."""
     return None if plan.model.head == "own" else plan.model.classes
 
 
@@ -876,11 +914,12 @@ def edited_model(
     Raises:
         PlanError: The weights at hand are not the plan's, or it names what is not there.
     """
-    spec, classes = plan_spec(plan), _plan_classes(plan)
+    spec, classes = plan_spec(plan), plan_classes(plan)
     seed = plan.model.head_seed if head_seed is None else head_seed
     loaded = load_model(spec, classes=classes, head_seed=seed)
     # With no weights to load the backbone is random and follows the head's seed.
-    if spec.weights != "none" and loaded.card.backbone_sha256 != plan.model.backbone_sha256:
+    comparable = spec.weights != "none" or seed == plan.model.head_seed
+    if comparable and loaded.card.backbone_sha256 != plan.model.backbone_sha256:
         raise PlanError(
             f"The plan was made for weights {plan.model.backbone_sha256[:12]}..., and the weights "
             f"at hand are {loaded.card.backbone_sha256[:12]}.... Load the weights the plan was "
@@ -922,7 +961,8 @@ def reset_weights(plan: ReinitPlan, out: Path) -> ReinitReceipt:
     state, receipt = edited_weights(plan)
     metadata = {
         "format": "pt",
-        "limber_plan": plan_json(plan),
+        # As an export calls its files, so that what a plan's own file is called does not matter.
+        "limber_plan": plan_json(named_after(plan, Path("plan.json"))),
         "limber_sha256": receipt.after_sha256,
     }
     data = safetensors.torch.save(dict(sorted(state.items())), metadata=metadata)
@@ -966,8 +1006,6 @@ def prepare_trial(
     image_size: int | None = None,
     train_images: int | None = DEFAULT_TRAIN_IMAGES,
     val_images: int | None = DEFAULT_VAL_IMAGES,
-    with_random_control: bool = False,
-    draw_control: Callable[[ReinitPlan], ReinitPlan] | None = None,
     device: str = "auto",
     watcher: Watcher | None = None,
 ) -> Trial:
@@ -976,15 +1014,13 @@ def prepare_trial(
     Args:
         spec: The model.
         data: The images; their classes must be as many as the plans' heads have.
-        plans: One arm each, beside the untouched control.
+        plans: One arm each, beside the untouched control; a random control
+            (`core.random_twin`) is a plan like the others.
         settings: Shared by all arms.
         seeds: One head and batch order each.
         image_size: Side in pixels; None takes the model's default for short runs.
         train_images: At most so many, classes in turn; None takes all.
         val_images: As above, for validation.
-        with_random_control: Add an arm of the first plan's size, drawn at random.
-        draw_control: Draws that arm; None draws layers (see `core.planning.random_twin` for
-            plans of units and weights).
         device: "auto", "cpu" or "cuda".
         watcher: Progress and stop.
 
@@ -1016,10 +1052,6 @@ def prepare_trial(
             )
         check_plan(plan, outline)
         arms_plans[_free_name(plan.name, arms_plans)] = plan
-    if with_random_control and plans:
-        draw_layers = partial(random_control, outline, seed=0)
-        drawn = (draw_control or draw_layers)(plans[0])
-        arms_plans[_free_name(drawn.name, arms_plans)] = drawn
     watcher.phase("reading the images")
     decoded: dict[str, tuple[Tensor, Tensor]] = {}
     for split, limit in (("train", train_images), ("val", val_images)):
@@ -1082,12 +1114,31 @@ def prepare_trial(
         device_name=device_name(place),
         dtype="float32",
         versions=versions(),
+        caveats=_size_caveats(arms_plans, outline),
     )
     watcher.phase("fine-tuning")
     steps = finetune(
         arms, prepared, settings, seeds=seeds, device=place, should_stop=watcher.should_stop
     )
     return Trial(record=record, steps=steps)
+
+
+def _size_caveats(plans: Mapping[str, ReinitPlan], outline: ModelOutline) -> tuple[str, ...]:
+    """Say which random controls reset more or less than the first plan does."""
+    sizes = {name: planned_size(outline, plan) for name, plan in plans.items()}
+    first = next(iter(sizes), "")
+    rows = []
+    for name, plan in plans.items():
+        if name == first or plan.rule is None or plan.rule.name != "random":
+            continue
+        own, other = sizes[name].parameters, sizes[first].parameters
+        if not 1 / ALIKE <= own / max(other, 1) <= ALIKE:
+            rows.append(
+                f'"{name}" resets {100 * sizes[name].fraction:.2g} % of the parameters and '
+                f'"{first}" {100 * sizes[first].fraction:.2g} %: no layers nearer in size were '
+                "left, and size alone may explain a difference between the two."
+            )
+    return tuple(rows)
 
 
 def _free_name(name: str, taken: Mapping[str, ReinitPlan]) -> str:
@@ -1136,6 +1187,7 @@ def write_run(
         LimberError: The folder cannot be written.
     """
     comparison = compare_curves(curves_of(steps))
+    comparison = comparison.model_copy(update={"caveats": (*record.caveats, *comparison.caveats)})
     write_whole(out / "curves.csv", curves_csv(steps))
     for name, plan in record.plans.items():
         safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name).strip(". ") or "plan"

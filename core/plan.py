@@ -11,7 +11,7 @@ import fnmatch
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,8 +36,11 @@ from core.records import (
     Target,
 )
 from core.records.base import Value
+from core.records.outline import is_bias
 
 Syntax = Literal["name", "glob", "regex", "type"]
+# Schemes that leave everything but biases alone.
+BIASES_ALONE = ("bias-mean",)
 MAX_PLAN_BYTES = 64 * 2**20
 
 
@@ -174,8 +177,10 @@ RULES: tuple[RuleInfo, ...] = (
     RuleInfo(
         name="random",
         title="Random control",
-        description="As much as another plan selects, tensor by tensor, drawn at random; or a "
-        "percentage of each tensor. The control every comparison needs.",
+        description="As much as another plan selects, drawn at random: as many weights of each "
+        "tensor, units of each layer, or layers of the same kinds and near in size (the plan's "
+        "note says how near); or a percentage of each tensor. The control every comparison "
+        "needs.",
         source="arXiv:2508.00212 compares with random choice",
         granularity="any",
         options={"percent": 10.0},
@@ -226,9 +231,19 @@ def rule_options(
         low, high = {"percent": (0.0, 100.0), "blocks": (1.0, 1e6)}.get(key, (None, None))
         if low is not None and not (isinstance(value, int | float) and low <= value <= high):  # type: ignore[operator]
             raise PlanError(f"--{key} is {value}; give a number from {low:g} to {high:g}.")
-        if key == "threshold" and value != "" and not math.isfinite(float(value)):
-            raise PlanError(f"--threshold is {value}; give a finite number.")
+        if key == "threshold" and value != "":
+            _check_threshold(rule, float(value))
     return chosen
+
+
+def _check_threshold(rule: RuleInfo, value: float) -> None:
+    if not math.isfinite(value):
+        raise PlanError(f"--threshold is {value}; give a finite number.")
+    if value < 0 and rule.name != "threshold":
+        raise PlanError(
+            f'--threshold is {value:g}; what the rule "{rule.name}" compares with it is never '
+            "below 0. Give 0 or more."
+        )
 
 
 def list_rules() -> tuple[RuleInfo, ...]:
@@ -404,6 +419,14 @@ def make_plan(
             "layers before it."
         )
     _refuse_half_of_a_tie(reset)
+    if scheme in BIASES_ALONE:
+        biased = [layer for layer in reset if any(is_bias(p.name) for p in layer.parameters)]
+        if not biased:
+            raise PlanError(
+                f'"{scheme}" writes biases alone, and "{reset[0].name}" has none. Pick layers that '
+                "have one."
+            )
+        reset = biased
     try:
         return ReinitPlan(
             name=name,
@@ -414,7 +437,11 @@ def make_plan(
             targets=tuple(
                 Target(
                     layer=layer.name,
-                    parameters=tuple(parameter.name for parameter in layer.parameters),
+                    parameters=tuple(
+                        parameter.name
+                        for parameter in layer.parameters
+                        if scheme not in BIASES_ALONE or is_bias(parameter.name)
+                    ),
                     buffers=(*layer.buffers, *layer.coupled_buffers) if resets_buffers else (),
                     scheme=SchemeChoice(name=scheme, parameters=dict(scheme_parameters or {})),
                     seed=seed,
@@ -520,6 +547,12 @@ def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
             f"{outline.spec.source}:{outline.spec.name}.{detail} Load that model, or make a new "
             "plan."
         )
+    if (model.head == "own") != outline.own_head or model.classes != outline.classes:
+        raise PlanError(
+            f"The plan was made for {_head_said(model.head == 'own', model.classes)}, and the "
+            f"network at hand has {_head_said(outline.own_head, outline.classes)}. Make the plan "
+            "again for these classes."
+        )
     names = {parameter.name for layer in outline.layers for parameter in layer.parameters}
     buffers = {
         buffer for layer in outline.layers for buffer in (*layer.buffers, *layer.coupled_buffers)
@@ -550,13 +583,31 @@ def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
         )
 
 
-def random_control(outline: ModelOutline, plan: ReinitPlan, *, seed: int) -> ReinitPlan:
-    """Return a plan of about the same size on layers drawn at random.
+def _head_said(own: bool, classes: int) -> str:
+    return f"the weights' own head ({classes})" if own else f"a new head of {classes} classes"
+
+
+def random_control(
+    outline: ModelOutline,
+    plan: ReinitPlan,
+    *,
+    seed: int,
+    avoid: Sequence[str] = (),
+    fits: Callable[[Target, LayerInfo], bool] = lambda target, layer: True,
+) -> ReinitPlan:
+    """Return a plan of whole layers drawn at random, near to another's in size.
 
     For each target, in turn, a layer is drawn among those of the same kind (convolution, linear,
     norm, other) that neither the plan nor an earlier draw has, from the quarter nearest to it in
-    number of parameters (three at least). Scheme, its numbers and the seed of the values are
-    the plan's.
+    number of parameters (three at least). Each keeps its target's scheme, numbers and seed of the
+    values. The note says how the sizes compare.
+
+    Args:
+        outline: The network.
+        plan: Whole layers.
+        seed: Seed of the draw.
+        avoid: More layers that are not drawn.
+        fits: Whether a target's scheme can be written into a layer.
 
     Raises:
         PlanError: The plan leaves no layer to draw from.
@@ -564,8 +615,8 @@ def random_control(outline: ModelOutline, plan: ReinitPlan, *, seed: int) -> Rei
     import random
 
     chooser = random.Random(f"random control {seed}")
-    taken = {target.layer for target in plan.targets}
-    layers: list[str] = []
+    taken = {target.layer for target in plan.targets} | set(avoid)
+    drawn: dict[str, Target] = {}
     for target in plan.targets:
         wanted = outline.layer(target.layer)
         if wanted is None:
@@ -577,31 +628,50 @@ def random_control(outline: ModelOutline, plan: ReinitPlan, *, seed: int) -> Rei
             and layer.executed
             and not layer.tied
             and (outline.own_head or not layer.head)
+            and fits(target, layer)
         ]
         same = [layer for layer in free if layer.kind == wanted.kind] or free
         if not same:
             continue
         near = sorted(same, key=lambda layer: (abs(layer.count - wanted.count), layer.index))
-        drawn = chooser.choice(near[: max(3, len(near) // 4)])
-        taken.add(drawn.name)
-        layers.append(drawn.name)
-    if not layers:
+        chosen = chooser.choice(near[: max(3, len(near) // 4)])
+        taken.add(chosen.name)
+        buffers = any(each.buffers for each in plan.targets if each.scheme == target.scheme)
+        drawn[chosen.name] = _whole(chosen, target, buffers=buffers)
+    if not drawn:
         raise PlanError(
             "The plan resets every layer, so no other layer is left for a random control. Run "
             "without it."
         )
-    first = plan.targets[0]
-    return make_plan(
-        outline,
-        layers,
-        scheme=first.scheme.name,
-        scheme_parameters=first.scheme.parameters,
-        seed=first.seed,
+    control = ReinitPlan(
         name="random control",
+        model=plan.model,
+        targets=tuple(drawn[layer.name] for layer in outline.layers if layer.name in drawn),
         freeze=plan.freeze,
-        learning_rates={rate.layer: rate.factor for rate in plan.learning_rates},
-        resets_buffers=any(target.buffers for target in plan.targets),
-        evidence=Evidence(note=f"Random control of about the same size, drawn with seed {seed}."),
+        learning_rates=plan.learning_rates,
+    )
+    bare = tuple(target.model_copy(update={"entries": ()}) for target in plan.targets)
+    whole = plan.model_copy(update={"targets": bare, "companion": None})
+    own, other = (planned_size(outline, each) for each in (whole, control))
+    note = (
+        f"Random control: {other.layers} other layer{'' if other.layers == 1 else 's'} drawn with "
+        f"seed {seed}, {100 * other.fraction:.3g} % of the parameters against the plan's "
+        f"{100 * own.fraction:.3g} %."
+    )
+    return control.model_copy(update={"evidence": Evidence(note=note)})
+
+
+def _whole(layer: LayerInfo, like: Target, *, buffers: bool) -> Target:
+    """Return the target that resets a whole layer as another target does another."""
+    names = [p.name for p in layer.parameters]
+    if like.scheme.name in BIASES_ALONE:
+        names = [name for name in names if is_bias(name)]
+    return Target(
+        layer=layer.name,
+        parameters=tuple(names),
+        buffers=(*layer.buffers, *layer.coupled_buffers) if buffers else (),
+        scheme=like.scheme,
+        seed=like.seed,
     )
 
 
@@ -612,7 +682,8 @@ def compose_plans(first: ReinitPlan, second: ReinitPlan, *, name: str | None = N
     not matter; two plans that write the same tensor of the same layer therefore do not compose.
 
     Raises:
-        PlanError: Plans for different networks, or both write one tensor.
+        PlanError: Plans for different networks, or both write one tensor, or they train one layer
+            at different rates.
     """
     if first.model != second.model:
         raise PlanError(
@@ -626,7 +697,13 @@ def compose_plans(first: ReinitPlan, second: ReinitPlan, *, name: str | None = N
                 raise PlanError(
                     f'Both plans write "{tensor}". Leave "{target.layer}" out of one of them.'
                 )
-    rates = {rate.layer: rate for rate in (*first.learning_rates, *second.learning_rates)}
+    rates = {rate.layer: rate for rate in first.learning_rates}
+    for rate in second.learning_rates:
+        if rates.setdefault(rate.layer, rate) != rate:
+            raise PlanError(
+                f'"{rate.layer}" trains at {rates[rate.layer].factor:g} times the learning rate in '
+                f'"{first.name}" and at {rate.factor:g} times in "{second.name}". Agree on one.'
+            )
     # Masks and numbers are named after their tensors, so those of two plans never meet.
     arrays = {**arrays_of(first), **arrays_of(second)}
     companion = first.companion or second.companion
@@ -672,36 +749,79 @@ def diff_plans(first: ReinitPlan, second: ReinitPlan) -> tuple[PlanDifference, .
     for key in ModelIdentity.model_fields:
         one, two = getattr(first.model, key), getattr(second.model, key)
         compare("model", key, str(one), str(two))
-    own = {target.layer: target for target in first.targets}
-    other = {target.layer: target for target in second.targets}
+    own, other = _by_layer(first), _by_layer(second)
     for layer in dict.fromkeys([*own, *other]):
-        left, right = own.get(layer), other.get(layer)
-        if left is None or right is None or left == right:
-            compare("layer", layer, _said(left), _said(right))
-            continue
-        compare("layer", layer, _said(left), _said(right))
-        tensors = [*left.parameters, *left.buffers, *right.parameters, *right.buffers]
-        for tensor in dict.fromkeys(tensors):
-            compare("entries", tensor, _written(left, tensor), _written(right, tensor))
+        compare("layer", layer, _said(own.get(layer, ())), _said(other.get(layer, ())))
+    left, right = _by_tensor(first), _by_tensor(second)
+    for tensor in dict.fromkeys([*left, *right]):
+        one, two = left.get(tensor), right.get(tensor)
+        if one is None or two is None or one.layer not in own or one.layer not in other:
+            continue  # The layer's own row says it.
+        compare("entries", tensor, _written(one, tensor), _written(two, tensor))
+    told = {row.name for row in rows}
+    for tensor, odd in _other_bits(first, second).items():
+        if tensor not in told:
+            text = _written(left[tensor], tensor)
+            compare("entries", tensor, text, f"{text}, {odd}")
     compare("key", "freeze", ", ".join(first.freeze), ", ".join(second.freeze))
     rates = [
         ", ".join(f"{rate.layer} x {rate.factor:g}" for rate in plan.learning_rates)
         for plan in (first, second)
     ]
     compare("key", "learning_rates", *rates)
-    digests = ["" if p.companion is None else p.companion.sha256 for p in (first, second)]
-    if not rows and first.targets == second.targets:
-        # The same entries by name may still be other bits.
-        compare("key", "companion", *digests)
     return tuple(rows)
 
 
-def _said(target: Target | None) -> str:
-    if target is None:
-        return ""
-    numbers = "".join(f" {key}={value:g}" for key, value in target.scheme.parameters.items())
-    units = f", units {_shortened(target.units)}" if target.units else ""
-    return f"{target.granularity}, {target.scheme.name}{numbers}, seed {target.seed}{units}"
+def _by_layer(plan: ReinitPlan) -> dict[str, tuple[Target, ...]]:
+    """Return a plan's targets by layer: composed ones may name a layer twice."""
+    found: dict[str, tuple[Target, ...]] = {}
+    for target in plan.targets:
+        found[target.layer] = (*found.get(target.layer, ()), target)
+    return found
+
+
+def _by_tensor(plan: ReinitPlan) -> dict[str, Target]:
+    return {n: target for target in plan.targets for n in (*target.parameters, *target.buffers)}
+
+
+def _other_bits(first: ReinitPlan, second: ReinitPlan) -> dict[str, str]:
+    """Return tensors of which both plans write as many entries, but others, or by other numbers."""
+    arrays = arrays_of(first), arrays_of(second)
+    theirs = {
+        (entries.tensor, entries.write): entries
+        for target in second.targets
+        for entries in target.entries
+    }
+    found = {}
+    for target in first.targets:
+        for one in target.entries:
+            two = theirs.get((one.tensor, one.write))
+            if two is None:
+                continue
+            for key, other, what in (
+                (one.mask, two.mask, "others of them"),
+                (one.values, two.values, "by other numbers"),
+            ):
+                left, right = arrays[0].get(str(key)), arrays[1].get(str(other))
+                same = left is right is None or (
+                    left is not None and right is not None and left.tobytes() == right.tobytes()
+                )
+                if not same:
+                    found[one.tensor] = what
+            if one.indices != two.indices:
+                found[one.tensor] = "others of them"
+    return found
+
+
+def _said(targets: Sequence[Target]) -> str:
+    rows = []
+    for target in targets:
+        numbers = "".join(f" {key}={value:g}" for key, value in target.scheme.parameters.items())
+        units = f", units {_shortened(target.units)}" if target.units else ""
+        rows.append(
+            f"{target.granularity}, {target.scheme.name}{numbers}, seed {target.seed}{units}"
+        )
+    return "; ".join(rows)
 
 
 def _written(target: Target, tensor: str) -> str:
@@ -771,7 +891,9 @@ def _read_alone(source: str | bytes | Path) -> ReinitPlan:
             ) from error
     try:
         text = source.decode("utf-8-sig") if isinstance(source, bytes) else source
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_each_key_once)
+    except _TwiceError as error:
+        raise PlanError(f'{where} has the key "{error}" twice in one place. Keep one.') from error
     except (ValueError, RecursionError) as error:
         # Besides bad JSON: a number of thousands of digits, or thousands of nested brackets.
         detail = str(error).partition(";")[0]
@@ -787,6 +909,18 @@ def _read_alone(source: str | bytes | Path) -> ReinitPlan:
         if isinstance(error, ValidationError):
             raise PlanError(_first_problem(error, where)) from error
         raise PlanError(f"{where} is not a plan ({error}).") from error
+
+
+class _TwiceError(Exception):
+    """A key stands twice in one object: which one counts is anyone's guess."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def _first_problem(error: ValidationError, where: str) -> str:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import PlanError, Stopped
-from core.export import TRAINERS, snippet, write_plan, write_whole
-from core.finetune import normalised
-from core.load import choose_items, decode_items, load_model, open_images, state_sha256
+from core.export import TRAINERS, named_after, snippet, write_plan, write_whole
+from core.load import choose_items, load_model, open_images, state_sha256
 from core.load.checkpoints import read_checkpoint
 from core.outline import outline_module
 from core.pipeline import (
@@ -25,7 +24,10 @@ from core.pipeline import (
     choose_device,
     edited_model,
     edited_weights,
+    plan_classes,
     plan_spec,
+    read_batch,
+    reset_weights,
 )
 from core.planfile import plan_json
 from core.portable import SCRIPT
@@ -86,7 +88,7 @@ def preview_plan(
     loaded, receipt = edited_model(plan)
     before = load_model(
         plan_spec(plan),
-        classes=None if plan.model.head == "own" else plan.model.classes,
+        classes=plan_classes(plan),
         head_seed=plan.model.head_seed,
     )
     outline = outline_module(before.module, before.card, before.head)
@@ -111,12 +113,8 @@ def preview_plan(
                 if watcher.should_stop():
                     raise Stopped("The preview was stopped.")
                 watcher.progress(start, len(items), "images")
-                pixels, labels = decode_items(
-                    images, items[start : start + batch_size], outline.preprocessing, size=size
-                )
-                wanted = outline.preprocessing
-                inputs = normalised(pixels.to(place), wanted.mean, wanted.std)
-                yield inputs.contiguous(memory_format=torch.channels_last), labels.to(place)
+                chosen = items[start : start + batch_size]
+                yield read_batch(images, chosen, outline.preprocessing, size=size, device=place)
 
         watcher.phase("running both networks")
         for module in (before.module, loaded.module):
@@ -289,12 +287,11 @@ def export_plan(plan: ReinitPlan, folder: Path, *, watcher: Watcher | None = Non
     Raises:
         LimberError: The plan does not fit, or the folder cannot be written.
     """
-    from core.pipeline import reset_weights
-
     (watcher or Watcher()).phase("applying the plan")
+    # Before the weights are made: the receipt holds this very plan's digest.
+    plan = named_after(plan, folder / "plan.json")
     receipt = reset_weights(plan, folder / "reinit.safetensors")
-    # The metadata of the weights holds this very plan.
-    write_plan(plan, folder / "plan.json", keep_name=True)
+    write_plan(plan, folder / "plan.json")
     write_whole(folder / "apply_plan.py", SCRIPT.read_text(encoding="utf-8"))
     parts = [f"# {plan.name}\n\n{_files(plan, receipt)}"]
     for trainer in TRAINERS:

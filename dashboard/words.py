@@ -176,8 +176,9 @@ LR_HELP = (
 )
 
 CONTROL_HELP = (
-    "Also resets as many layers of the same kinds drawn at random. If that does as well as your "
-    "pick, your pick was not the reason."
+    "Also resets as much drawn at random: as many weights or units of the same layers, or as many "
+    "layers of the same kinds and near in size. If that does as well as your plan, your plan was "
+    "not the reason."
 )
 
 EVAL_HELP = "Steps between two looks at the validation images."

@@ -129,7 +129,7 @@ def test_dash_and_its_control_carry_their_own_factors(run: Run, tmp_path: Path) 
         *("--scheme", "dash", "--out", plan),
     )
     assert code == 0
-    assert "DASH shrinks convolutions and linear layers alone; left out: bn1." in said
+    assert "larger than 1x1 and linear layers alone; left out: bn1." in said
 
     code, _, wrong = run(
         *("finetune", *tiny, *data, "--plan", plan, "--random-control", "--steps", "2"),
@@ -183,6 +183,12 @@ def test_two_plans_are_composed_with_their_companions(run: Run, tmp_path: Path) 
         (("--rule", "random", "--name", ""), "--name has 0 letters; give 1 to 200"),
         (("--rule", "random", "--name", "n" * 201), "--name has 201 letters"),
         (("--rule", "random", "--layers", "*" * 1100), "has 1100 letters; give at most 1,024"),
+        (("--rule", "weight-magnitude", "--layers", "fc", "--keep-head"), "it is new already"),
+        (("--rule", "last-blocks", "--layers", "conv1.0"), "named is in the last 1 blocks"),
+        (("--rule", "swr", "--utility", "magnitude", "--threshold", "-1"), "Give 0 or more"),
+        (("--layers", "conv1.0", "--scheme", "fire", "--set", "steps=2.5"), "a whole number"),
+        (("--layers", "conv1.0", "--scheme", "fire", "--set", "scale=0.5"), "a whole number"),
+        (("--layers", "conv1.0", "--scheme", "bias-mean"), "writes biases alone"),
     ],
 )
 def test_bad_plans_are_refused_in_one_line(
@@ -281,3 +287,294 @@ def test_the_random_control_trains_at_the_plans_rates(run: Run, tmp_path: Path) 
 
         assert twin.learning_rates == read_plan(plan).learning_rates
         assert twin.freeze == ("conv1.0",)
+
+
+# The random control of another plan
+
+
+def test_the_control_of_a_composed_plan_keeps_what_each_part_writes(
+    run: Run, tmp_path: Path
+) -> None:
+    one, two, three, both, all_three, control = (
+        tmp_path / f"{name}.json" for name in ("one", "two", "three", "both", "all", "control")
+    )
+    zero = ("--scheme", "zero", "--seed", "3")
+    drawn = ("--rule", "weight-magnitude", "--scheme", "normal-tenth", "--seed", "4")
+    run("plan", *TINY, "--layers", "layer1.0.conv1", *zero, "--out", one)
+    run("plan", *TINY, *drawn, "--layers", "layer2.0.conv1", "--out", two)
+    run("plan", *TINY, "--units", "layer3.0.conv1=1,2", "--seed", "5", "--out", three)
+    assert run("compose", one, two, "--out", both)[0] == 0
+    assert run("compose", both, three, "--out", all_three)[0] == 0
+
+    assert run("plan", "--rule", "random", "--like", all_three, "--out", control)[0] == 0
+
+    plan, twin = read_plan(all_three), read_plan(control)
+    for granularity in ("layer", "weight", "unit"):
+        ways = [
+            {(t.scheme.name, t.seed) for t in each.targets if t.granularity == granularity}
+            for each in (plan, twin)
+        ]
+        assert ways[0] == ways[1] != set()
+    assert "layer1.0.conv1" not in {t.layer for t in twin.targets if t.granularity == "layer"}
+    weights = [t for t in twin.targets if t.granularity == "weight"]
+    own = [t for t in plan.targets if t.granularity == "weight"]
+    assert [(t.layer, t.entries[0].count) for t in weights] == [
+        (t.layer, t.entries[0].count) for t in own
+    ]
+    assert run("apply", control, "--out", tmp_path / "control.safetensors")[0] == 0
+
+
+def test_a_control_that_is_no_match_in_size_says_so(run: Run, tmp_path: Path) -> None:
+    plan, control, folder = (tmp_path / name for name in ("plan.json", "control.json", "run"))
+    data = ("--data", "bloodmnist")
+    run("plan", *TINY, "--rule", "last-blocks", "--blocks", "4", "--out", plan)
+
+    said = run("plan", "--rule", "random", "--like", plan, "--out", control)[1]
+
+    sizes = {name: read_plan(path).targets for name, path in (("own", plan), ("twin", control))}
+    assert len(sizes["own"]) > len(sizes["twin"])
+    note = read_plan(control).evidence.note
+    assert note.startswith("Random control: ")
+    assert " % of the parameters against the plan's " in note
+    assert note in said
+    code, said, _ = run(
+        *("finetune", *TINY[:4], *data, "--plan", plan, "--random-control", "--steps", "2"),
+        *("--batch-size", "8", "--seeds", "0", "--image-size", "64", "--train-images", "16"),
+        *("--val-images", "16", "--out", folder),
+    )
+    assert code == 0
+    assert '"random control" resets ' in said
+    assert "size alone may explain a difference" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--percent", "5"),
+        ("--scheme", "zero"),
+        ("--set", "shrink=1"),
+        ("--layers", "conv1.0"),
+        ("--freeze", "conv1.0"),
+        ("--lr-factor", "conv1.0=2"),
+        ("--keep-head",),
+        ("--classes", "9"),
+        ("--diagnosis", "d.json"),
+    ],
+)
+def test_what_the_matched_plan_decides_cannot_be_given(
+    arguments: tuple[str, ...], run: Run, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    run("plan", *TINY, "--rule", "random", "--percent", "1", "--keep-head", "--out", plan)
+
+    code, _, wrong = run(
+        "plan", "--rule", "random", "--like", plan, *arguments, "--out", tmp_path / "c.json"
+    )
+
+    assert code == 2
+    assert f"{arguments[0]} does not go with --like" in wrong
+
+
+def test_a_plan_is_matched_on_its_own_network_alone(run: Run, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "control.json"
+    run("plan", *TINY, "--layers", "layer1.0.conv1", "--out", plan)
+    like = ("plan", "--rule", "random", "--like", plan, "--out", out)
+
+    assert run(*like, "--model", "timm:test_resnet", "--weights", "none")[0] == 0
+    assert "--model says timm:test_vit" in run(*like, "--model", "timm:test_vit")[2]
+    assert run(*like, "--seed", "9", "--name", "other")[0] == 0
+    assert read_plan(out).name == "other"
+
+
+def test_the_control_of_dash_draws_what_dash_can_take(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "dash.json"
+    model = ("--model", "timm:test_efficientnet", "--weights", "none", "--data", "bloodmnist")
+    code, _, wrong = run(
+        *("plan", *model, *QUICK, "--layers", "conv_stem", "--scheme", "dash", "--out", plan)
+    )
+    assert (code, wrong) == (0, "")
+
+    for seed in range(8):
+        twin = tmp_path / f"{seed}.json"
+        code, _, wrong = run(
+            *("plan", "--rule", "random", "--like", plan, "--data", "bloodmnist", *QUICK),
+            *("--seed", seed, "--out", twin),
+        )
+        assert (code, wrong) == (0, "")
+        assert {each.write for t in read_plan(twin).targets for each in t.entries} == {"scale"}
+
+
+# What would be lost, or mean nothing
+
+
+def test_an_export_never_writes_over_another_plan(run: Run, tmp_path: Path) -> None:
+    plan, folder = tmp_path / "mine.json", tmp_path / "there"
+    other = folder / "plan.json"
+    run("plan", *TINY, "--rule", "random", "--percent", "40", "--out", plan)
+    run("plan", *TINY, "--rule", "random", "--percent", "41", "--out", other)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    code, _, wrong = run("export", plan, "--out", folder)
+
+    assert code == 2
+    assert "is another plan, which an export would overwrite" in wrong
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert run("export", plan, "--out", tmp_path / "export")[0] == 0
+    assert run("export", other, "--out", tmp_path / "export")[0] == 0
+    assert run("export", other, "--out", folder)[0] == 0
+
+
+def test_an_export_never_writes_over_its_checkpoint(run: Run, tmp_path: Path) -> None:
+    start = tmp_path / "folder" / "reinit.safetensors"
+    plan, own = tmp_path / "plan.json", tmp_path / "own.json"
+    run("plan", *TINY[:4], "--layers", "conv1.0", "--seed", "1", "--out", plan)
+    run("apply", plan, "--out", start)
+    checkpoint = ("--model", "timm:test_resnet", "--checkpoint", start)
+    assert run("plan", *checkpoint, "--layers", "conv1.0", "--out", own)[0] == 0
+
+    code, _, wrong = run("export", own, "--out", tmp_path / "folder")
+
+    assert code == 2
+    assert "would overwrite" in wrong
+
+
+def test_plans_whose_names_differ_in_their_ending_have_companions_of_their_own(
+    run: Run, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "a.json", tmp_path / "a.txt"
+    for percent, path in (("30", one), ("31", two)):
+        run("plan", *TINY, "--rule", "random", "--percent", percent, "--out", path)
+
+    assert read_plan(one).companion != read_plan(two).companion
+    assert run("apply", one, "--out", tmp_path / "w.safetensors")[0] == 0
+    code, _, wrong = run("plan", *TINY, "--layers", "conv1.0", "--out", tmp_path / "b.safetensors")
+    assert code == 2
+    assert "give a name that ends in .json" in wrong
+
+
+def test_events_are_appended_to_files_of_events_alone(run: Run, tmp_path: Path) -> None:
+    plan, events = tmp_path / "plan.json", tmp_path / "events.jsonl"
+    run("plan", *TINY, "--layers", "conv1.0", "--out", plan)
+    before = plan.read_bytes()
+
+    code, _, wrong = run("apply", plan, "--out", tmp_path / "w.safetensors", "--events", plan)
+
+    assert code == 2
+    assert "is a file of another kind" in wrong
+    assert plan.read_bytes() == before
+    for _ in range(2):
+        assert run("preview", plan, "--events", events)[0] == 0
+    assert events.read_text(encoding="utf-8").count('"event": "done"') == 2
+
+
+def test_a_diagnosis_and_images_of_other_classes_do_not_go_together(
+    run: Run, tmp_path: Path
+) -> None:
+    diagnosis = tmp_path / "diagnosis.json"
+    run("measure", *TINY[:4], "--data", "bloodmnist", *QUICK, "--out", diagnosis)
+    rule = ("plan", *TINY[:4], "--rule", "weight-gradient", "--out", tmp_path / "plan.json")
+
+    code, _, wrong = run(*rule, "--diagnosis", diagnosis, "--data", "pneumonia")
+    assert code == 2
+    assert "measured a head of 8 classes, and " in wrong
+    code, _, wrong = run(*rule, "--diagnosis", diagnosis, "--classes", "5")
+    assert code == 2
+    assert "Give --diagnosis or --classes, not both" in wrong
+
+
+def test_a_name_that_is_no_text_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
+    out = f"{tmp_path}/pl\udcffan.json"
+
+    code, _, wrong = run("plan", *TINY, "--rule", "random", "--percent", "40", "--out", out)
+
+    assert code == 2
+    assert "is no text in UTF-8" in wrong
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("freeze", ["nosuch"], 'freezes "nosuch", which is no layer of the model'),
+        (
+            "learning_rates",
+            [{"layer": "nosuch", "factor": 2.0}],
+            'sets a learning rate for "nosuch", which is no layer',
+        ),
+        ("freeze", ["conv1.0", "conv1.0"], 'freeze names "conv1.0" twice'),
+        ("targets.0.layer", "nosuch", 'resets "nosuch", which is no layer of the model'),
+        ("model.backbone_sha256", "0" * 64, "made for weights 000000000000"),
+    ],
+)
+def test_names_a_network_does_not_have_are_refused_by_every_command(
+    key: str, value: object, says: str, run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    run("plan", *TINY, "--layers", "conv1.0", "--out", path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    place = content
+    *way, last = key.split(".")
+    for step in way:
+        place = place[int(step) if step.isdigit() else step]
+    place[last] = value
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+    for command in (
+        ("apply", path, "--out", tmp_path / "w.safetensors"),
+        ("export", path, "--out", tmp_path / "folder"),
+        ("preview", path),
+    ):
+        code, _, wrong = run(*command)
+        assert code == 2
+        assert says in wrong
+    assert {each.name for each in tmp_path.iterdir()} == {"plan.json"}
+
+
+def test_a_plan_that_resets_nothing_says_so(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    run("plan", *TINY, "--layers", "conv1.0", "--out", path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "targets": []}), encoding="utf-8")
+
+    code, said, _ = run("apply", path, "--out", tmp_path / "w.safetensors")
+
+    assert code == 0
+    assert "warning: The plan changes no parameter at all" in said
+
+
+def test_a_random_network_that_is_its_own_twin_says_so(run: Run, tmp_path: Path) -> None:
+    said = {
+        seed: run("plan", *TINY, "--layers", "conv1.0", "--seed", seed, "--out", tmp_path / "p")[1]
+        for seed in (0, 1)
+    }
+
+    assert "this plan changes nothing. Give another seed." in said[0]
+    assert "changes nothing" not in said[1]
+
+
+def test_a_receipt_is_json_even_where_numbers_are_not_finite(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    run(
+        *("plan", *TINY, "--layers", "conv1.0", "--scheme", "shrink-perturb", "--set"),
+        *("shrink=1e300", "--out", plan),
+    )
+
+    code, said, _ = run("apply", plan, "--out", tmp_path / "w.safetensors", "--json")
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    assert code == 0
+    receipt = json.loads(said, parse_constant=refuse)
+    assert receipt["changes"][0]["norm_after"] in ("Infinity", "NaN")
+
+
+def test_learning_rates_that_disagree_do_not_compose(run: Run, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    for path, layer, factor in ((one, "layer1.0.conv1", "0.5"), (two, "layer2.0.conv1", "2")):
+        run("plan", *TINY, "--layers", layer, "--lr-factor", f"conv1.0={factor}", "--out", path)
+
+    code, _, wrong = run("compose", one, two, "--out", tmp_path / "both.json")
+
+    assert code == 2
+    assert '"conv1.0" trains at 0.5 times the learning rate in "plan" and at 2 times' in wrong

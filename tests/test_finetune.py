@@ -20,6 +20,7 @@ from core.finetune import Arm, Images, Settings, batch_order, evaluate, finetune
 from core.load import resolve_data, resolve_model
 from core.pipeline import Trial, outline_model, prepare_trial, write_run
 from core.plan import make_plan
+from core.planning import random_twin
 from core.records import ArmCurve, ArmDifference, ModelSpec, ReinitPlan, StepRecord
 
 CPU = torch.device("cpu")
@@ -463,7 +464,8 @@ def test_plans_of_one_name_become_arms_of_their_own() -> None:
 
 
 def test_a_random_control_is_an_arm_beside_the_plan() -> None:
-    trial = tiny_trial(tiny_plan(), with_random_control=True)
+    plan = tiny_plan()
+    trial = tiny_trial(plan, random_twin(plan, seed=0))
 
     assert trial.record.arms == ("control", "plan", "random control")
     drawn = {target.layer for target in trial.record.plans["random control"].targets}

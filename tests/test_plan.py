@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from core.errors import PlanError
 from core.plan import (
     check_plan,
+    compose_plans,
     make_plan,
     match_layers,
     plan_schema,
@@ -220,6 +221,13 @@ def test_further_problems_are_counted() -> None:
 )
 def test_what_is_no_plan_at_all_is_refused(text: str | bytes, says: str) -> None:
     with pytest.raises(PlanError, match=says):
+        read_plan(text)
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    text = PLAN_TEXT.replace('"seed": 7', '"seed": 7, "seed": 8', 1)
+
+    with pytest.raises(PlanError, match='has the key "seed" twice in one place'):
         read_plan(text)
 
 
@@ -518,6 +526,12 @@ def test_a_plan_for_other_weights_is_refused_with_both_digests(cnn: ModelOutline
         check_plan(full_plan(cnn), other)
 
 
+@pytest.mark.parametrize("change", [{"classes": 9}, {"own_head": True}])
+def test_a_plan_for_another_head_is_refused(cnn: ModelOutline, change: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=r"The plan was made for a new head of \d+ classes"):
+        check_plan(full_plan(cnn), cnn.model_copy(update=change))
+
+
 @pytest.mark.parametrize(
     ("key", "says"),
     [
@@ -584,6 +598,33 @@ def test_a_random_control_keeps_scheme_numbers_seed_and_freeze(vit: ModelOutline
     assert target.scheme == plan.targets[0].scheme
     assert target.seed == 11
     assert random_control(vit, plan, seed=3).freeze == ("patch",)
+
+
+def test_a_random_control_keeps_what_each_target_writes(vit: ModelOutline) -> None:
+    zeros = make_plan(vit, ["blocks.0.mlp.fc1"], scheme="zero", seed=5)
+    shuffled = make_plan(vit, ["blocks.1.norm1"], scheme="permute", seed=6)
+    plan = compose_plans(zeros, shuffled)
+
+    control = random_control(vit, plan, seed=0)
+
+    kinds = {layer.name: layer.kind for layer in vit.layers}
+    found = {(kinds[t.layer], t.scheme.name, t.seed) for t in control.targets}
+    assert found == {("linear", "zero", 5), ("norm", "permute", 6)}
+
+
+def test_a_random_control_says_how_the_sizes_compare(vit: ModelOutline) -> None:
+    plan = make_plan(vit, ["blocks.0.mlp.fc1"])
+
+    control = random_control(vit, plan, seed=1)
+
+    own, other = (
+        100 * plan_size(vit, [target.layer for target in each.targets]).fraction
+        for each in (plan, control)
+    )
+    assert control.evidence.note == (
+        f"Random control: 1 other layer drawn with seed 1, {other:.3g} % of the parameters "
+        f"against the plan's {own:.3g} %."
+    )
 
 
 def test_a_random_control_is_near_the_plan_in_size(vit: ModelOutline) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.apply import apply_plan, entry_flags, is_bias
+from core.apply import apply_plan, entry_flags
 from core.connections import connections_of
 from core.errors import PlanError
 from core.hooks import batch_statistics
@@ -39,6 +39,7 @@ from core.plan import RULES, list_rules, planned_size, read_plan
 from core.planfile import arrays_of, plan_json
 from core.planning import Sight, Wish, plan_by_rule, random_twin
 from core.records import ReinitPlan, ReinitReceipt, SchemeChoice
+from core.records.outline import is_bias
 from core.seeding import generator
 from core.utility import (
     entries_below_mean,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from core.load import load_model, resolve_model
 from core.pipeline import edited_weights
-from core.planning import Wish, _Resolver, plan_by_rule
+from core.planning import Wish, plan_by_rule, random_twin
+from core.planning.subject import Subject
 
 CLASSES = 5
 NETWORKS = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "vit_b_16")
@@ -86,7 +87,7 @@ def test_magnitude_times_gradient_selects_what_the_paper_does(
     before = dict(load_model(spec, classes=CLASSES).module.named_parameters())
     noise = torch.Generator().manual_seed(4)
     gradients = {name: torch.randn(each.shape, generator=noise) for name, each in before.items()}
-    monkeypatch.setattr(_Resolver, "gradients", lambda self, decay=None: gradients)
+    monkeypatch.setattr(Subject, "gradients", lambda self, decay=None: gradients)
     expected = by_the_paper(before, 10, "zero", gradients)
 
     plan = plan_by_rule(
@@ -138,7 +139,6 @@ def test_one_number_is_shared_by_all_selected_entries() -> None:
 
 
 def test_the_random_control_selects_the_same_count_in_each_tensor() -> None:
-    from core.planning import random_twin
 
     spec = resolve_model("torchvision:mobilenet_v2", weights="none")
     plan = plan_by_rule(spec, "weight-magnitude", {"percent": 10.0}, classes=CLASSES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from core.cli.options import (
     add_data,
     add_events,
     add_model,
+    as_json,
     check_out,
     named_numbers,
     only_given,
@@ -31,7 +32,7 @@ from core.cli.options import (
 )
 from core.errors import LimberError, OptionError, PlanError, Stopped
 from core.events import Events
-from core.records import DataSpec, Diagnosis, ReinitPlan
+from core.records import Diagnosis
 
 LISTS = ("models", "datasets", "metrics", "presets", "rules", "schemes")
 
@@ -192,9 +193,7 @@ def _parser() -> argparse.ArgumentParser:
 def _list(options: argparse.Namespace, _: Events) -> None:
     import core
 
-    rows: list[dict[str, Any]] = [
-        row.model_dump(mode="json") for row in getattr(core, f"list_{options.what}")()
-    ]
+    rows: list[dict[str, Any]] = [as_json(row) for row in getattr(core, f"list_{options.what}")()]
     if options.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
@@ -231,7 +230,7 @@ def _judging(options: argparse.Namespace, kept: Diagnosis | None = None) -> dict
 
 
 def _measure(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, folder=False)
+    check_out(options.out, companion=None if options.part else "units")
     _judging(options)
     # Cheap checks first: nobody should wait for torch to learn of a typing error.
     from core.load import resolve_data, resolve_model
@@ -266,7 +265,7 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
 
 
 def _merge(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, folder=False, inputs=options.parts)
+    check_out(options.out, inputs=options.parts, companion="units")
     from core.pipeline import merge_parts
 
     _judging(options)
@@ -299,7 +298,7 @@ def _judge(options: argparse.Namespace, _: Events) -> None:
     diagnosis = read_diagnosis(options.diagnosis)
     diagnosis = rejudge(diagnosis, **_judging(options, diagnosis))
     if options.json:
-        found = [finding.model_dump(mode="json") for finding in diagnosis.findings]
+        found = [as_json(finding) for finding in diagnosis.findings]
         print(json.dumps(found, indent=1, ensure_ascii=False))
     elif diagnosis.findings:
         _say(diagnosis)
@@ -315,29 +314,9 @@ def _say(diagnosis: Diagnosis) -> None:
         )
 
 
-def _draw_control(
-    plans: Sequence[ReinitPlan], options: argparse.Namespace, data: DataSpec
-) -> Callable[[ReinitPlan], ReinitPlan] | None:
-    """Return what draws the random control; None leaves drawing whole layers to the trial."""
-    targets = [target for plan in plans for target in plan.targets]
-    if all(target.granularity == "layer" and not target.entries for target in targets):
-        return None
-    import core
-
-    def draw(plan: ReinitPlan) -> ReinitPlan:
-        return core.random_twin(
-            plan,
-            seed=0,
-            data=data,
-            samples=options.train_images,
-            image_size=options.image_size,
-        )
-
-    return draw
-
-
 def _finetune(options: argparse.Namespace, events: Events) -> None:
     check_out(options.out, folder=True)
+    import core
     from core.load import outline_data, resolve_data, resolve_model
     from core.plan import read_plan
 
@@ -359,14 +338,16 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
         if options.lr is None
         else options.lr,
     )
+    if options.random_control:
+        sight = core.Sight(data=data, samples=options.train_images, image_size=options.image_size)
+        control = core.random_twin(plans[0], seed=0, sight=sight, watcher=watcher_of(events))
+        plans.append(control)
     trial = pipeline.prepare_trial(
         spec,
         data,
         plans,
         settings=settings,
         device=options.device,
-        with_random_control=options.random_control,
-        draw_control=_draw_control(plans, options, data),
         watcher=watcher_of(events),
         **only_given(
             seeds=options.seeds,
@@ -376,7 +357,7 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
         ),
     )
     record = trial.record
-    events.emit("record", record=record.model_dump(mode="json"))
+    events.emit("record", record=as_json(record))
     total = len(record.arms) * len(record.seeds) * record.steps
     steps = []
     done = 0

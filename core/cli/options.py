@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from core.errors import OptionError
 from core.events import Events
+from core.export import Companion, companion_path
+from core.records.base import Value
 
 
 def whole_number(text: str) -> int:
@@ -110,37 +113,73 @@ def watcher_of(events: Events) -> Any:
     return Watcher(phase=events.phase, progress=events.progress, should_stop=events.should_stop)
 
 
+def as_json(value: Value) -> dict[str, Any]:
+    """Return a value as JSON content; numbers that are not finite are strings."""
+    content: dict[str, Any] = json.loads(value.model_dump_json())
+    return content
+
+
+def same_file(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file that exists."""
+    return first.exists() and second.exists() and first.samefile(second)
+
+
 def check_out(
     path: Path,
     *,
-    folder: bool,
+    folder: bool = False,
     inputs: Sequence[Path] = (),
-    beside: str = ".units.safetensors",
+    companion: Companion | None = None,
 ) -> None:
-    """Find out before the work, not after it, that the result has no place to go."""
+    """Find out before the work, not after it, that the result has no place to go.
+
+    Args:
+        path: What --out says.
+        folder: Whether it is a folder.
+        inputs: Files the command reads, which must not be written over.
+        companion: What lies beside the result.
+
+    Raises:
+        OptionError: The place cannot be written to.
+    """
     try:
-        _check_place(path, folder=folder, inputs=inputs, beside=beside)
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise OptionError(
+            f"--out {str(path)!r} is no text in UTF-8, which a file that names it needs. Give "
+            "another name."
+        ) from None
+    try:
+        _check_place(path, folder=folder, inputs=inputs, companion=companion)
     except OSError as error:
         raise OptionError(f'--out "{path}" cannot be used ({error.strerror}).') from error
 
 
-def _check_place(path: Path, *, folder: bool, inputs: Sequence[Path], beside: str) -> None:
+def _check_place(
+    path: Path, *, folder: bool, inputs: Sequence[Path], companion: Companion | None
+) -> None:
     if folder and path.exists() and not path.is_dir():
         raise OptionError(f'--out "{path}" is a file; give a folder for the run.')
     if not folder and path.is_dir():
         raise OptionError(f'--out "{path}" is a folder; give a file name.')
     if not folder and path.exists() and not path.is_file():
         raise OptionError(f'--out "{path}" is a device, no ordinary file; give a file name.')
-    written = [] if folder else [path, path.with_suffix(beside)]
+    beside = None if companion is None else companion_path(path, companion)
+    written = [] if folder else [path, *([] if beside is None else [beside])]
     for each in inputs:
-        if each.exists() and any(place.exists() and place.samefile(each) for place in written):
+        if any(same_file(place, each) for place in written):
             raise OptionError(f'--out "{path}" would overwrite "{each}"; give another file name.')
+    if companion is not None and path.suffix == ".safetensors":
+        raise OptionError(
+            f'--out "{path}" is JSON, and its companion the safetensors file beside it; give a '
+            "name that ends in .json."
+        )
     nearest = path if folder else path.parent
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
         raise OptionError(f'--out "{path}" lies below "{nearest}", which is a file.')
     # A file is made and gone: permissions and read-only systems show in no other way.
-    longest = path.name if folder else f"{path.stem}{beside}"
+    longest = path.name if beside is None else beside.name
     with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{longest}."):
         pass

@@ -14,16 +14,19 @@ from core.cli.options import (
     add_data,
     add_events,
     add_model,
+    as_json,
     check_out,
     named_numbers,
     only_given,
     real_number,
+    same_file,
     seed_number,
     watcher_of,
     whole_number,
 )
 from core.errors import OptionError, PlanError
 from core.events import Events
+from core.export import companion_path
 from core.records import Diagnosis, ModelOutline, ModelSpec, Pattern, ReinitPlan
 
 
@@ -146,9 +149,26 @@ def _plan(options: argparse.Namespace, events: Events) -> None:
     _check_words(options)
     inputs = [Path(each) for each in (options.checkpoint, options.data) if each]
     if options.diagnosis is not None:
-        inputs += [options.diagnosis, options.diagnosis.with_suffix(".units.safetensors")]
+        inputs += [options.diagnosis, companion_path(options.diagnosis, "units")]
     inputs += [] if options.like is None else _files_of(options.like)
-    check_out(options.out, folder=False, inputs=inputs, beside=".masks.safetensors")
+    check_out(options.out, inputs=inputs, companion="masks")
+    plan, outline, asked = (
+        _ruled(options, events) if options.like is None else _matched_at_random(options, events)
+    )
+    import core
+
+    plan = core.write_plan(plan, options.out)
+    events.emit("done", out=str(options.out))
+    if options.json:
+        print(core.plan_json(plan), end="")
+        return
+    _tell(plan, outline, options, asked)
+
+
+def _ruled(
+    options: argparse.Namespace, events: Events
+) -> tuple[ReinitPlan, ModelOutline, tuple[str, ...]]:
+    """Return the plan of a rule, its network, and the layers a person named."""
     import core
     from core.initialisers import SCHEMES, scheme_numbers
 
@@ -163,16 +183,13 @@ def _plan(options: argparse.Namespace, events: Events) -> None:
             f"is for whole {' and '.join(allowed)}s. Choose another scheme."
         )
     diagnosis = None if options.diagnosis is None else core.read_diagnosis(options.diagnosis)
-    like = None if options.like is None else core.read_plan(options.like)
-    spec = _spec(options, diagnosis, like)
+    spec = _spec(options, diagnosis)
     data = core.resolve_data(options.data) if options.data else None
     classes = options.classes
-    if data is not None and diagnosis is None:
-        classes = len(core.outline_data(data).classes)
-    elif diagnosis is not None:
+    if diagnosis is not None:
         classes = diagnosis.header.classes
-    elif like is not None and like.model.head == "new" and classes is None:
-        classes = like.model.classes
+    elif data is not None:
+        classes = len(core.outline_data(data).classes)
     outline = core.outline_model(spec, classes=classes)
     patterns = tuple(Pattern(text=text, syntax=options.syntax) for text in options.layers)
     wish = core.Wish(
@@ -187,30 +204,65 @@ def _plan(options: argparse.Namespace, events: Events) -> None:
         learning_rates=_rates(outline, options.lr_factor, options.syntax),
         head=not options.keep_head,
     )
-    sight = core.Sight(
-        data=data,
-        samples=options.samples,
-        diagnosis=options.diagnosis,
-        image_size=options.image_size,
-        device=options.device,
-        like=like,
-        **only_given(batch_size=options.batch_size),
-    )
     plan = core.plan_by_rule(
         spec,
         rule.name,
         chosen,
         classes=classes,
-        sight=sight,
+        sight=_sight(options),
         wish=wish,
         watcher=watcher_of(events),
     )
-    plan = core.write_plan(plan, options.out)
-    events.emit("done", out=str(options.out))
-    if options.json:
-        print(core.plan_json(plan), end="")
-        return
-    _tell(plan, outline, options, wish.layers or ())
+    return plan, outline, wish.layers or ()
+
+
+def _sight(options: argparse.Namespace) -> Any:
+    import core
+
+    return core.Sight(
+        data=core.resolve_data(options.data) if options.data else None,
+        samples=options.samples,
+        diagnosis=options.diagnosis,
+        image_size=options.image_size,
+        device=options.device,
+        **only_given(batch_size=options.batch_size),
+    )
+
+
+def _matched_at_random(
+    options: argparse.Namespace, events: Events
+) -> tuple[ReinitPlan, ModelOutline, tuple[str, ...]]:
+    """Return the random control of the plan that --like names, and its network."""
+    import core
+    from core.pipeline import plan_spec
+
+    if options.rule != "random":
+        raise OptionError("--like belongs to the rule random alone.")
+    own = "percent threshold blocks metric side of utility scheme set layers units keep_head freeze"
+    own += " lr_factor classes diagnosis"
+    given = [name for name in own.split() if getattr(options, name) not in (None, [], False)]
+    if given:
+        raise OptionError(
+            f"--{given[0].replace('_', '-')} does not go with --like: the control takes size, "
+            "scheme, frozen layers and learning rates from the plan it is matched to."
+        )
+    like = core.read_plan(options.like)
+    if options.model is not None:
+        spec = _spec(options, None)
+        if spec != plan_spec(like):
+            raise PlanError(
+                f'"{options.like.name}" was made for {like.model.source}:{like.model.name} '
+                f"({like.model.weights}), and --model says {spec.source}:{spec.name} "
+                f"({spec.weights}). Leave --model out."
+            )
+    control = core.random_twin(
+        like,
+        seed=options.seed,
+        sight=_sight(options),
+        watcher=watcher_of(events),
+        **only_given(name=None if options.name == "plan" else options.name),
+    )
+    return control, core.plan_outline(control), ()
 
 
 def _check_words(options: argparse.Namespace) -> None:
@@ -246,8 +298,8 @@ def _checked_rule(options: argparse.Namespace) -> tuple[Any, dict[str, float | s
         )
     if options.data and options.classes is not None:
         raise OptionError("Give --data or --classes, not both: the data says how many classes.")
-    if options.like is not None and rule.name != "random":
-        raise OptionError("--like belongs to the rule random alone.")
+    if options.diagnosis is not None and options.classes is not None:
+        raise OptionError("Give --diagnosis or --classes, not both: the first says how many.")
     if options.units and rule.name != "by-hand":
         raise OptionError("--units belongs to the rule by-hand alone.")
     if rule.needs in ("images", "a diagnosis") and not (options.data or options.diagnosis):
@@ -262,21 +314,15 @@ def _checked_rule(options: argparse.Namespace) -> tuple[Any, dict[str, float | s
     return rule, chosen
 
 
-def _spec(
-    options: argparse.Namespace, diagnosis: Diagnosis | None, like: ReinitPlan | None
-) -> ModelSpec:
+def _spec(options: argparse.Namespace, diagnosis: Diagnosis | None) -> ModelSpec:
     import core
-    from core.pipeline import plan_spec
 
     if options.model is None:
-        if diagnosis is None and like is None:
+        if diagnosis is None:
             raise OptionError("Give --model, or a --diagnosis or --like that names one.")
         if options.checkpoint or options.weights != "pretrained":
             raise OptionError("--weights and --checkpoint belong to a --model.")
-        if diagnosis is not None:
-            return diagnosis.header.model
-        assert like is not None
-        return plan_spec(like)
+        return diagnosis.header.model
     return core.resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
 
 
@@ -343,7 +389,7 @@ def _tell(
 def _preview(options: argparse.Namespace, events: Events) -> None:
     if options.out is not None:
         inputs = [*_files_of(options.plan), *([Path(options.data)] if options.data else [])]
-        check_out(options.out, folder=False, inputs=inputs)
+        check_out(options.out, inputs=inputs)
     import core
     from core.export import write_whole
 
@@ -394,7 +440,7 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
 
 
 def _apply(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, folder=False, inputs=_files_of(options.plan))
+    check_out(options.out, inputs=_files_of(options.plan))
     from core.plan import read_plan
 
     plan = read_plan(options.plan)
@@ -403,11 +449,9 @@ def _apply(options: argparse.Namespace, events: Events) -> None:
     events.phase("applying the plan")
     receipt = reset_weights(plan, options.out)
     digest = hashlib.sha256(options.out.read_bytes()).hexdigest()
-    events.emit(
-        "done", out=str(options.out), receipt=receipt.model_dump(mode="json"), file_sha256=digest
-    )
+    events.emit("done", out=str(options.out), receipt=as_json(receipt), file_sha256=digest)
     if options.json:
-        print(json.dumps({**receipt.model_dump(mode="json"), "file_sha256": digest}, indent=1))
+        print(json.dumps({**as_json(receipt), "file_sha256": digest}, indent=1))
         return
     print(
         f"{len(plan.targets)} layers, {receipt.parameters_touched:,} of "
@@ -453,7 +497,7 @@ def _diff(options: argparse.Namespace, _: Events) -> None:
     first, second = core.read_plan(options.first), core.read_plan(options.second)
     rows = core.diff_plans(first, second)
     if options.json:
-        print(json.dumps([row.model_dump(mode="json") for row in rows], indent=1))
+        print(json.dumps([as_json(row) for row in rows], indent=1))
     elif not rows:
         print("The plans reset, freeze and train the same.")
     else:
@@ -466,7 +510,7 @@ def _diff_weights(options: argparse.Namespace) -> None:
 
     rows = core.diff_weights(options.first, options.second)
     if options.json:
-        print(json.dumps([row.model_dump(mode="json") for row in rows], indent=1))
+        print(json.dumps([as_json(row) for row in rows], indent=1))
     elif not rows:
         print("Every tensor is the same, bit for bit.")
     else:
@@ -477,7 +521,7 @@ def _diff_weights(options: argparse.Namespace) -> None:
 
 def _compose(options: argparse.Namespace, _: Events) -> None:
     inputs = [*_files_of(options.first), *_files_of(options.second)]
-    check_out(options.out, folder=False, inputs=inputs, beside=".masks.safetensors")
+    check_out(options.out, inputs=inputs, companion="masks")
     import core
 
     if options.name is not None and not 1 <= len(options.name) <= 200:
@@ -487,13 +531,31 @@ def _compose(options: argparse.Namespace, _: Events) -> None:
     print(f"{len(plan.targets)} layers -> {options.out}")
 
 
+def _check_export(folder: Path, plan: ReinitPlan, inputs: Sequence[Path]) -> None:
+    """Refuse a folder in which an export would write over what it reads, or over another plan."""
+    import core
+
+    for each in inputs[1:]:
+        if same_file(folder / "reinit.safetensors", each):
+            raise OptionError(f'--out "{folder}" would overwrite "{each}"; give another folder.')
+    there = folder / "plan.json"
+    if there.exists() and not (folder / "apply_plan.py").exists():
+        with suppress(PlanError):
+            if core.plan_json(core.read_plan(there)) == core.plan_json(plan):
+                return
+        raise OptionError(
+            f'"{there}" is another plan, which an export would overwrite; give another folder.'
+        )
+
+
 def _export(options: argparse.Namespace, events: Events) -> None:
     check_out(options.out, folder=True)
     import core
 
     plan = core.read_plan(options.plan)
+    _check_export(options.out, plan, _files_of(options.plan))
     receipt = core.export_plan(plan, options.out, watcher=watcher_of(events))
-    events.emit("done", out=str(options.out), receipt=receipt.model_dump(mode="json"))
+    events.emit("done", out=str(options.out), receipt=as_json(receipt))
     if options.json:
         print(receipt.model_dump_json(indent=1))
         return

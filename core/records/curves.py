@@ -101,3 +101,5 @@ class RunRecord(Value):
     device_name: str
     dtype: str
     versions: dict[str, str]
+    # What a comparison of these arms must not hide.
+    caveats: tuple[str, ...] = ()

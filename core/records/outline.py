@@ -11,6 +11,11 @@ from core.records.specs import DataSpec, ModelSpec
 LayerKind = Literal["conv", "linear", "norm", "other"]
 
 
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias by its `state_dict` name, fused ones included."""
+    return name.rpartition(".")[2].endswith("bias")
+
+
 class ParameterInfo(Value):
     """One parameter: its `state_dict` name, shape and number of entries."""
 

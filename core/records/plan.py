@@ -231,6 +231,17 @@ class ReinitPlan(Value):
     )
     evidence: Evidence = Field(default_factory=Evidence, description="Why it was chosen.")
 
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        for key, layers in (
+            ("freeze", self.freeze),
+            ("learning_rates", [rate.layer for rate in self.learning_rates]),
+        ):
+            twice = next((each for each in layers if list(layers).count(each) > 1), None)
+            if twice is not None:
+                raise ValueError(f'{key} names "{twice}" twice')
+        return self
+
     # Bytes of the companion, once read. They are not part of the JSON.
     _companion: bytes | None = PrivateAttr(default=None)
 

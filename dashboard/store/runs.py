@@ -71,6 +71,7 @@ class RunView:
     eta_s: float | None = None
     message: str | None = None
     steps: tuple[StepRecord, ...] = ()
+    caveats: tuple[str, ...] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
     queue_place: int = 0
 
@@ -398,7 +399,10 @@ def _read_events(run: _Run) -> None:
 def _fold(run: _Run, event: Mapping[str, Any]) -> None:
     run.last_event = float(event.get("t", time.time()))
     kind = event["event"]
-    if kind == "step":
+    if kind == "record":
+        caveats = tuple(map(str, event["record"].get("caveats", ())))
+        run.view = replace(run.view, caveats=caveats)
+    elif kind == "step":
         run.steps.append(
             StepRecord(
                 arm=event["arm"],

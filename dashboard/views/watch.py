@@ -206,7 +206,7 @@ def _run(run: store.RunView) -> None:
         )
     )
     if comparison is not None:
-        for caveat in comparison.caveats:
+        for caveat in (*run.caveats, *comparison.caveats):
             st.caption(words.escape(caveat))
     steps = run.facts.get("steps")
     left, right = st.columns(2)

@@ -1,0 +1,188 @@
+"""A plan -> its random control: as much of the same, drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from core.errors import PlanError
+from core.initialisers import SCHEMES
+from core.pipeline import Watcher, plan_classes, plan_outline, plan_spec
+from core.plan import check_plan, compose_plans, random_control
+from core.planfile import resealed
+from core.planning.draft import Draft, takes_factors
+from core.planning.subject import Sight, Subject
+from core.records import Evidence, LayerInfo, ReinitPlan, RuleChoice, Target
+from core.seeding import generator
+from core.utility import random_entries
+
+
+def random_twin(
+    plan: ReinitPlan,
+    *,
+    seed: int,
+    sight: Sight | None = None,
+    name: str = "random control",
+    watcher: Watcher | None = None,
+) -> ReinitPlan:
+    """Return a plan of the same size as another, on entries, units or layers drawn at random.
+
+    Single weights: as many of each tensor. Units: as many of the same layers, with all that
+    belongs to them. Layers: see `core.plan.random_control`. Each target keeps its scheme, numbers
+    and seed of the values; frozen layers and learning rates stay. A plan that mixes these is
+    matched part by part.
+
+    Args:
+        plan: What to match.
+        seed: Seed of the draw.
+        sight: Images, for a scheme whose values depend on gradients (DASH).
+        name: Name of the arm.
+        watcher: Progress and stop.
+
+    Raises:
+        LimberError: The plan does not fit, nothing is left to draw from, or stopped.
+    """
+    if not plan.targets:
+        raise PlanError("The plan to be matched resets nothing. Give one that does.")
+    draw = _Draw(plan, seed, sight or Sight(), watcher or Watcher())
+    parts = [*draw.layers(), *draw.entries()]
+    twin = parts[0]
+    try:
+        for part in parts[1:]:
+            twin = compose_plans(twin, part)
+    except PlanError as error:
+        raise PlanError(
+            "The parts of this plan are too close together for one random control. Make a control "
+            "for each of the plans it was composed of."
+        ) from error
+    notes = dict.fromkeys(part.evidence.note for part in parts)
+    words = {
+        "name": name,
+        "patterns": (),
+        "freeze": plan.freeze,
+        "learning_rates": plan.learning_rates,
+        "rule": RuleChoice(name="random"),
+        "evidence": Evidence(note=" ".join(notes)[:10_000]),
+    }
+    return resealed(twin.model_copy(update=words))
+
+
+class _Draw:
+    """One random control in the making."""
+
+    def __init__(self, plan: ReinitPlan, seed: int, sight: Sight, watcher: Watcher) -> None:
+        self.plan, self.seed, self.sight, self.watcher = plan, seed, sight, watcher
+        self.outline = plan_outline(plan)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The plan's network, loaded where the outline is not enough."""
+        subject = Subject(
+            plan_spec(self.plan),
+            classes=plan_classes(self.plan),
+            head_seed=self.plan.model.head_seed,
+            sight=self.sight,
+            watcher=self.watcher,
+            asker="The random control of this plan",
+        )
+        check_plan(self.plan, subject.outline)
+        return subject
+
+    def layers(self) -> list[ReinitPlan]:
+        """Return plans of whole layers for the whole layers of the plan."""
+        whole = [target for target in self.plan.targets if target.granularity == "layer"]
+        if not whole:
+            return []
+        drawn = random_control(
+            self.outline,
+            self.plan.model_copy(update={"targets": tuple(whole)}),
+            seed=self.seed,
+            avoid=[target.layer for target in self.plan.targets],
+            fits=_fits,
+        )
+        parts = []
+        for targets in _alike(drawn.targets):
+            part = drawn.model_copy(update={"targets": targets})
+            if SCHEMES[targets[0].scheme.name][0].needs_data:
+                draft = self._draft(targets)
+                part = draft.sealed(draft.with_factors(part, picked=False))
+            parts.append(part)
+        return parts
+
+    def entries(self) -> list[ReinitPlan]:
+        """Return plans for the units and single weights of the plan."""
+        parts = []
+        taken: set[int] = set()
+        for targets in _alike(self.plan.targets):
+            granularity = targets[0].granularity
+            if granularity == "layer":
+                continue
+            draft = self._draft(targets)
+            found = (
+                self._units(targets, draft, taken)
+                if granularity == "unit"
+                else self._weights(targets, draft)
+            )
+            if not found:
+                raise PlanError("The plan to be matched selects nothing that could be drawn.")
+            note = f"Random control of the same size, drawn with seed {self.seed}."
+            words = {
+                "targets": tuple(found),
+                "companion": None,
+                "evidence": Evidence(note=note),
+            }
+            parts.append(draft.sealed(self.plan.model_copy(update=words)))
+        return parts
+
+    def _draft(self, targets: Sequence[Target]) -> Draft:
+        return Draft(self.subject, targets[0].scheme, targets[0].seed)
+
+    def _units(self, targets: Sequence[Target], draft: Draft, taken: set[int]) -> list[Target]:
+        """Draw as many units of the same layers; `taken` gains them."""
+        wires = self.subject.connections
+        picked = {
+            int(wires.bundles[target.layer][unit])
+            for target in targets
+            if target.layer in wires.bundles
+            for unit in target.units
+        }
+        pools: dict[tuple[str, ...], list[int]] = {}
+        for bundle, layers in sorted(self.subject.layers_by_bundle.items()):
+            if wires.free(bundle) and bundle not in taken:
+                pools.setdefault(layers, []).append(bundle)
+        chosen: set[int] = set()
+        for layers, pool in pools.items():
+            wanted = len(picked & set(pool))
+            noise = generator(self.seed, "random units", *layers)
+            chosen |= {pool[place] for place in random_entries(wanted, len(pool), noise).tolist()}
+        taken |= chosen
+        return draft.units(chosen) if chosen else []
+
+    def _weights(self, targets: Sequence[Target], draft: Draft) -> list[Target]:
+        """Draw as many entries of each tensor."""
+        found: list[Target] = []
+        for target in targets:
+            entries = []
+            for each in target.entries:
+                old = self.subject.state[each.tensor]
+                whole = 1 if each.axis is None else old.numel() // old.shape[each.axis]
+                noise = generator(self.seed, "random", each.tensor, each.write)
+                chosen = random_entries(each.count * whole, old.numel(), noise)
+                entries.append(draft.entries(each.tensor, chosen, each.write))
+            layer = self.outline.layer(target.layer)
+            if layer is not None:
+                found += draft.weights(layer, entries)
+        return found
+
+
+def _fits(target: Target, layer: LayerInfo) -> bool:
+    return not SCHEMES[target.scheme.name][0].needs_data or takes_factors(layer)
+
+
+def _alike(targets: Iterable[Target]) -> list[tuple[Target, ...]]:
+    """Return targets grouped by what they select and write."""
+    found: dict[tuple[str, str, int], list[Target]] = {}
+    for target in targets:
+        key = (target.granularity, target.scheme.model_dump_json(), target.seed)
+        found.setdefault(key, []).append(target)
+    return [tuple(each) for each in found.values()]

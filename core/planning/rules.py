@@ -1,0 +1,488 @@
+"""A rule -> the layers, units or single weights it chooses on a subject, as a resolved plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from core.errors import PlanError
+from core.initialisers import SCHEMES
+from core.pipeline import DEFAULT_SAMPLES, Watcher
+from core.plan import (
+    checked_rates,
+    last_blocks,
+    make_plan,
+    model_identity,
+    rule_named,
+    rule_options,
+)
+from core.planning.draft import Draft
+from core.planning.subject import Sight, Subject
+from core.records import (
+    Evidence,
+    LayerInfo,
+    ModelSpec,
+    Pattern,
+    ReinitPlan,
+    RuleChoice,
+    SchemeChoice,
+    Target,
+    Write,
+)
+from core.records.outline import is_bias
+from core.seeding import generator
+from core.utility import (
+    entries_below_mean,
+    fraction_lowest,
+    lowest_entries,
+    random_entries,
+    share,
+    unit_figures,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a person wants of a plan beside its rule; see `make_plan` for the words.
+
+    Attributes:
+        layers: Layers the rule may choose from; None for all.
+        units: Layer to units, for the rule "by-hand".
+        head: Whether rules over single weights take a new head as well.
+    """
+
+    scheme: str | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    name: str = "plan"
+    layers: tuple[str, ...] | None = None
+    units: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    patterns: tuple[Pattern, ...] = ()
+    freeze: tuple[str, ...] = ()
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    head: bool = True
+
+
+def plan_by_rule(
+    spec: ModelSpec,
+    rule: str,
+    options: Mapping[str, float | str | None] | None = None,
+    *,
+    classes: int | None = None,
+    sight: Sight | None = None,
+    wish: Wish | None = None,
+    watcher: Watcher | None = None,
+) -> ReinitPlan:
+    """Return the plan that a rule makes on a network.
+
+    Args:
+        spec: The model.
+        rule: A name of `list_rules`.
+        options: Its numbers and words, such as percent or threshold; None keeps the default.
+        classes: Size of the new head; None keeps the head that came with the weights, unless
+            images say otherwise.
+        sight: What the rule may look at.
+        wish: Scheme, seed, name, and so on.
+        watcher: Progress and stop.
+
+    Raises:
+        LimberError: Bad input, nothing is selected, or stopped.
+    """
+    resolver = _Resolver(
+        spec, classes, sight or Sight(), wish or Wish(), watcher or Watcher(), rule, options or {}
+    )
+    return resolver.plan()
+
+
+class _Resolver:
+    """One rule on one network."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        classes: int | None,
+        sight: Sight,
+        wish: Wish,
+        watcher: Watcher,
+        rule: str,
+        options: Mapping[str, float | str | None],
+    ) -> None:
+        self.rule = rule_named(rule)
+        self.options = rule_options(self.rule, options)
+        self.sight, self.wish, self.watcher = sight, wish, watcher
+        scheme = wish.scheme or self.rule.scheme
+        draws = scheme in SCHEMES and SCHEMES[scheme][0].needs_data
+        self.subject = Subject(
+            spec,
+            classes=classes,
+            sight=sight,
+            watcher=watcher,
+            asker=f'The scheme "{scheme}"' if draws else f'The rule "{rule}"',
+        )
+        self.outline = self.subject.outline
+        choice = SchemeChoice(name=scheme, parameters=dict(wish.numbers))
+        self.draft = Draft(self.subject, choice, wish.seed)
+        self.scheme = SCHEMES[scheme][0]
+        self.notes = self.draft.notes
+
+    def scope(self, *, head: bool) -> list[LayerInfo]:
+        """Return the layers a rule may choose from.
+
+        Args:
+            head: Whether a new head is among them.
+
+        Raises:
+            PlanError: There are none.
+        """
+        wanted = None if self.wish.layers is None else set(self.wish.layers)
+        named = [layer for layer in self.outline.layers if wanted is None or layer.name in wanted]
+        found = [
+            layer
+            for layer in named
+            if layer.executed and (head or not layer.head or self.outline.own_head)
+        ]
+        if not found:
+            first = named[0]
+            why = "no forward pass reaches it" if not first.executed else "it is new already"
+            raise PlanError(
+                f'There is no layer to choose from: "{first.name}" was named, and {why}. Name '
+                "others."
+            )
+        return found
+
+    # The rules.
+
+    def plan(self) -> ReinitPlan:
+        """Return the plan."""
+        how = {
+            "by-hand": self._by_hand,
+            "last-blocks": self._last_blocks,
+            "threshold": self._threshold,
+            "weight-magnitude": self._seed_paper,
+            "weight-gradient": self._seed_paper,
+            "swr": self._swr,
+            "redo": self._dormant,
+            "grama": self._dormant,
+            "cbp": self._least_units,
+            "gxd": self._least_units,
+            "random": self._random,
+        }[self.rule.name]
+        plan = how()
+        if self.scheme.needs_data:
+            plan = self.draft.with_factors(plan, picked=self.rule.name == "by-hand")
+        if self._writes_itself(plan):
+            self.notes.append(
+                "Without weights to load the network is its own fresh twin of seed "
+                f"{plan.model.head_seed}: this plan changes nothing. Give another seed."
+            )
+        rule = RuleChoice(
+            name=self.rule.name,
+            parameters={k: v for k, v in self.options.items() if v is not None and v != ""},
+        )
+        return self.draft.sealed(
+            plan.model_copy(update={"rule": rule, "evidence": self._evidence(plan.evidence.note)})
+        )
+
+    def _writes_itself(self, plan: ReinitPlan) -> bool:
+        return plan.model.weights == "none" and all(
+            target.granularity == "layer"
+            and target.scheme.name == "architecture"
+            and target.seed == plan.model.head_seed
+            for target in plan.targets
+        )
+
+    def _evidence(self, note: str) -> Evidence:
+        path = self.sight.diagnosis
+        notes = [*([note] if note else []), *self.notes]
+        return Evidence(
+            diagnosis_sha256=None
+            if path is None
+            else hashlib.sha256(path.read_bytes()).hexdigest(),
+            data_fingerprint=self.subject.fingerprint,
+            note=" ".join(notes)[:10_000],
+        )
+
+    def _layers_plan(self, layers: Sequence[str]) -> ReinitPlan:
+        wish = self.wish
+        return make_plan(
+            self.outline,
+            layers,
+            scheme=self.scheme.name,
+            scheme_parameters=self.draft.scheme.parameters,
+            seed=wish.seed,
+            name=wish.name,
+            patterns=wish.patterns,
+            freeze=wish.freeze,
+            learning_rates=wish.learning_rates,
+            resets_buffers=self.scheme.resets_buffers,
+        )
+
+    def _by_hand(self) -> ReinitPlan:
+        if not self.wish.units:
+            return self._layers_plan(self.wish.layers or ())
+        if self.wish.layers:
+            raise PlanError("Give --layers or --units; make two plans and compose them for both.")
+        bundles: set[int] = set()
+        for layer, units in self.wish.units.items():
+            if self.outline.layer(layer) is None:
+                raise PlanError(f'{self.outline.title} has no layer "{layer}".')
+            wires = self.subject.connections
+            of = wires.units_of(layer)
+            for unit in units:
+                if not 0 <= unit < len(of):
+                    raise PlanError(
+                        f'"{layer}" has units 0 to {len(of) - 1}, and {unit} was asked for.'
+                    )
+                bundle = int(of[unit])
+                if not wires.free(bundle):
+                    raise PlanError(
+                        f'Unit {unit} of "{layer}" cannot be reset: '
+                        f"{wires.reasons[bundle]}. Reset the whole layer or single weights."
+                    )
+                bundles.add(bundle)
+        return self._units_plan(bundles)
+
+    def _last_blocks(self) -> ReinitPlan:
+        count = float(self.options["blocks"] or 0)
+        if count != int(count):
+            raise PlanError(f"--blocks is {count:g}; give a whole number.")
+        names = last_blocks(self.outline, int(count))
+        wanted = {layer.name for layer in self.scope(head=True)}
+        chosen = [name for name in names if name in wanted]
+        if not chosen:
+            raise PlanError(
+                f"None of the layers named is in the last {count:g} blocks, which begin with "
+                f'"{names[0]}". Take more blocks, or name other layers.'
+            )
+        return self._layers_plan(chosen)
+
+    def _threshold(self) -> ReinitPlan:
+        diagnosis = self.subject.measured()
+        metric, side, of = (str(self.options[key]) for key in ("metric", "side", "of"))
+        limit = float(self.options["threshold"] or 0)
+
+        def beyond(values: np.ndarray) -> np.ndarray:
+            with np.errstate(invalid="ignore"):
+                found: np.ndarray = values > limit if side == "above" else values < limit
+            return found
+
+        scope = {layer.name for layer in self.scope(head=False)}
+        reports = [report for report in diagnosis.layers if report.name in scope]
+        if any(metric in report.metrics for report in reports):
+            chosen = []
+            for report in reports:
+                own, twin = report.metrics[metric].value, report.twin_metrics[metric].value
+                if of == "ratio":
+                    own = None if own is None or not twin else own / twin
+                if own is not None and beyond(np.array(own)):
+                    chosen.append(report.name)
+            if not chosen:
+                raise PlanError(
+                    f"No layer has a {metric} ({of}) {side} {limit:g}. Choose another limit."
+                )
+            return self._layers_plan(chosen)
+        if not any(metric in arrays for arrays in self.subject.units_by_layer.values()):
+            raise PlanError(
+                f'The diagnosis has no figure "{metric}". See python -m core list metrics.'
+            )
+        flags: dict[str, np.ndarray] = {}
+        for layer, arrays in self.subject.units_by_layer.items():
+            if layer in scope and metric in arrays and layer in self.subject.connections.bundles:
+                own_units, twin_units = (np.asarray(each, dtype=float) for each in arrays[metric])
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    flags[layer] = beyond(own_units / twin_units if of == "ratio" else own_units)
+        return self._units_plan(self._bundles_of(flags), f"a {metric} ({of}) {side} {limit:g}")
+
+    def _bundles_of(self, flags: Mapping[str, np.ndarray]) -> set[int]:
+        """Return the bundles all of whose judged units are flagged; heads count as units."""
+        good: set[int] = set()
+        bad: set[int] = set()
+        for layer, flagged in flags.items():
+            of = self.subject.connections.bundles[layer]
+            if len(flagged) != len(of):
+                # Figures of heads: the bundles of the layer in the order of their first units.
+                of = of[np.sort(np.unique(of, return_index=True)[1])]
+            if len(flagged) == len(of):
+                good |= set(of[flagged].tolist())
+                bad |= set(of[~flagged].tolist())
+        return good - bad
+
+    def _seed_paper(self) -> ReinitPlan:
+        percent = float(self.options["percent"] or 0)
+        gradients = self.subject.gradients() if self.rule.name == "weight-gradient" else {}
+        targets = []
+        for layer in self.scope(head=self.wish.head):
+            entries = []
+            for name in self._own_names(layer):
+                old = self.subject.state[name]
+                utility = old.abs() if not gradients else (old * gradients[name]).abs()
+                bias = is_bias(name) and old.ndim == 1
+                write: Write = "scheme"
+                if self.scheme.name == "bias-mean":
+                    wanted = bias
+                else:
+                    wanted, write = old.ndim > 1 or bias, "zero" if bias else "scheme"
+                if wanted:
+                    entries.append(
+                        self.draft.entries(name, lowest_entries(utility, percent), write)
+                    )
+            targets += self.draft.weights(layer, entries)
+        return self._targets_plan(targets, f"{percent:g} % of any tensor is less than one entry")
+
+    def _own_names(self, layer: LayerInfo) -> list[str]:
+        """Return a layer's parameters; of shared ones those that no earlier layer has."""
+        seen = {
+            names[0]: name
+            for each in self.outline.layers[: layer.index]
+            for names in each.tied
+            for name in names
+        }
+        firsts = {name: names[0] for names in layer.tied for name in names}
+        return [
+            parameter.name
+            for parameter in layer.parameters
+            if firsts.get(parameter.name, parameter.name) not in seen
+        ]
+
+    def _swr(self) -> ReinitPlan:
+        utility_name, threshold = str(self.options["utility"]), self.options["threshold"]
+        gradients = self.subject.gradients() if utility_name == "gradient" else {}
+        targets = []
+        for layer in self.scope(head=False):
+            entries = []
+            for name in self._own_names(layer):
+                old = self.subject.state[name]
+                if utility_name == "random":
+                    noise = generator(self.wish.seed, "swr", name)
+                    utility = torch.rand(old.shape, generator=noise)
+                elif utility_name == "magnitude":
+                    utility = old.abs()
+                else:
+                    utility = (old * gradients[name]).abs()
+                if threshold == "":
+                    found = lowest_entries(utility, float(self.options["percent"] or 0))
+                else:
+                    found = entries_below_mean(utility, float(threshold or 0))
+                entries.append(self.draft.entries(name, found, "scheme"))
+            targets += self.draft.weights(layer, entries)
+        return self._targets_plan(targets, "no weight is that useless")
+
+    def _dormant(self) -> ReinitPlan:
+        self.subject.measured()
+        tau = float(self.options["threshold"] or 0)
+        by_unit: dict[str, np.ndarray] = {}
+        for layer, arrays in self.subject.units_by_layer.items():
+            if self.rule.name == "redo" and "unit_dormant_score" in arrays:
+                by_unit[layer] = arrays["unit_dormant_score"][0].astype(float)
+            elif self.rule.name == "grama" and "unit_grad_mean_abs" in arrays:
+                own = arrays["unit_grad_mean_abs"][0].astype(float)
+                # A layer that no gradient reaches at all is dormant throughout.
+                by_unit[layer] = np.divide(own, own.mean(), where=own > 0, out=np.zeros_like(own))
+        scores = self.subject.connections.scores(by_unit)
+        with np.errstate(invalid="ignore"):
+            chosen = self._within_scope(np.flatnonzero(scores <= tau).tolist())
+        return self._units_plan(chosen, f"a score of at most {tau:g} wherever it is read")
+
+    def _within_scope(self, bundles: Sequence[int]) -> set[int]:
+        """Return the bundles that lie in the layers to choose from and can be reset."""
+        scope = {layer.name for layer in self.scope(head=False)}
+        found: set[int] = set()
+        left: dict[str, int] = {}
+        inside: set[int] = set()
+        for layer, of in self.subject.connections.bundles.items():
+            if layer in scope:
+                inside |= set(of.tolist())
+        for bundle in bundles:
+            if bundle not in inside:
+                continue
+            if self.subject.connections.free(bundle):
+                found.add(bundle)
+            else:
+                why = self.subject.connections.reasons[bundle]
+                left[why] = left.get(why, 0) + 1
+        for why, count in left.items():
+            self.notes.append(f"Left out {count}: {why}.")
+        return found
+
+    def _least_units(self) -> ReinitPlan:
+        percent = float(self.options["percent"] or 0)
+        self.watcher.phase("reading activations")
+        figures = self.subject.on_device(
+            lambda: unit_figures(
+                self.subject.loaded.module,
+                self.outline.layers,
+                self.subject.batches(self.subject.samples or DEFAULT_SAMPLES),
+            )
+        )
+        wires = self.subject.connections
+        if self.rule.name == "gxd":
+            scores = wires.scores({name: each.replacement_cost for name, each in figures.items()})
+        else:
+            magnitudes = {name: each.magnitude.numpy() for name, each in figures.items()}
+            scores = wires.contributions(magnitudes, self.subject.state)
+        pools: dict[tuple[str, ...], dict[int, float]] = {}
+        for bundle, layers in self.subject.layers_by_bundle.items():
+            if np.isfinite(scores[bundle]) and wires.free(bundle):
+                pools.setdefault(layers, {})[bundle] = float(scores[bundle])
+        lowest = [each for pool in pools.values() for each in fraction_lowest(pool, percent)]
+        chosen = self._within_scope(sorted(lowest))
+        if self.rule.name == "gxd":
+            return self._units_plan(chosen, f"{percent:g} % of a layer's units is not one")
+        means = {name: each.activation.numpy() for name, each in figures.items()}
+        shifts = wires.shifts(chosen, means, self.subject.state) if chosen else {}
+        return self._units_plan(chosen, f"{percent:g} % of a layer's units is not one", shifts)
+
+    def _random(self) -> ReinitPlan:
+        targets = []
+        for layer in self.scope(head=False):
+            entries = []
+            for name in self._own_names(layer):
+                old = self.subject.state[name]
+                if old.ndim < 2:
+                    continue
+                count = share(float(self.options["percent"] or 0), old.numel())
+                noise = generator(self.wish.seed, "random", name)
+                found = random_entries(count, old.numel(), noise)
+                entries.append(self.draft.entries(name, found, "scheme"))
+            targets += self.draft.weights(layer, entries)
+        return self._targets_plan(targets, "the percentage is less than one entry")
+
+    # From selections to plans.
+
+    def _units_plan(
+        self,
+        bundles: set[int],
+        asked: str = "nothing was chosen",
+        shifts: Mapping[str, np.ndarray] | None = None,
+    ) -> ReinitPlan:
+        if not bundles:
+            left = f" {' '.join(self.notes)}" if self.notes else ""
+            raise PlanError(f"There is no unit to reset ({asked}).{left} Choose another limit.")
+        return self._targets_plan(self.draft.units(bundles, shifts), asked)
+
+    def _targets_plan(self, targets: Sequence[Target], otherwise: str) -> ReinitPlan:
+        if not targets:
+            raise PlanError(f"There is nothing to reset: {otherwise}.")
+        granularity, allowed = targets[0].granularity, self.scheme.granularities
+        if granularity not in allowed:
+            raise PlanError(
+                f'The rule "{self.rule.name}" selects single {granularity}s, and the scheme '
+                f'"{self.scheme.name}" is for whole {" and ".join(allowed)}s. Choose another '
+                "scheme."
+            )
+        known = {layer.name for layer in self.outline.layers}
+        for layer in self.wish.freeze:
+            if layer not in known:
+                raise PlanError(f'{self.outline.title} has no layer "{layer}".')
+        return ReinitPlan(
+            name=self.wish.name,
+            model=model_identity(self.outline),
+            patterns=self.wish.patterns,
+            targets=tuple(targets),
+            freeze=tuple(n for n in (e.name for e in self.outline.layers) if n in self.wish.freeze),
+            learning_rates=checked_rates(self.outline, self.wish.learning_rates),
+        )

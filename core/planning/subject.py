@@ -1,0 +1,247 @@
+"""What a plan is made on: the network, and the images and figures that a rule may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.connections import Connections, connections_of
+from core.errors import PlanError, Stopped
+from core.load import ImageSet, LoadedModel, choose_items, load_model, open_images
+from core.outline import example_input, outline_module
+from core.pipeline import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_SAMPLES,
+    Watcher,
+    check_amounts,
+    check_image_size,
+    choose_device,
+    diagnose,
+    read_batch,
+    read_diagnosis,
+    read_units,
+    units_with_twins,
+)
+from core.records import DataSpec, Diagnosis, ModelOutline, ModelSpec
+from core.utility import summed_gradients
+
+UnitArrays = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What a rule may look at.
+
+    Attributes:
+        data: Images, or None.
+        samples: At most so many of them, classes in turn; None takes all for rules that sum over
+            a pass, and `DEFAULT_SAMPLES` for the others.
+        diagnosis: A diagnosis file, or None to measure where one is needed.
+        batch_size: Images a batch.
+        image_size: Side in pixels; None takes the model's default.
+        device: "auto", "cpu" or "cuda".
+        seed: Seed of the choice of images.
+    """
+
+    data: DataSpec | None = None
+    samples: int | None = None
+    diagnosis: Path | None = None
+    batch_size: int = DEFAULT_BATCH_SIZE
+    image_size: int | None = None
+    device: str = "auto"
+    seed: int = 0
+
+
+class Subject:
+    """A network and what may be looked at on it; images are opened when first needed.
+
+    Args:
+        spec: The model.
+        classes: Size of the new head; None keeps the head that came with the weights, unless
+            images or a diagnosis say otherwise.
+        sight: What may be looked at.
+        watcher: Progress and stop.
+        asker: Who wants to look, for messages, such as 'The rule "redo"'.
+        head_seed: Seed of a new head.
+
+    Raises:
+        LimberError: Bad input, or model, images and diagnosis do not belong together.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        classes: int | None,
+        sight: Sight,
+        watcher: Watcher,
+        asker: str,
+        head_seed: int = 0,
+    ) -> None:
+        check_amounts(samples=sight.samples, batch_size=sight.batch_size)
+        self.sight, self.watcher, self.asker = sight, watcher, asker
+        self.diagnosis: Diagnosis | None = None
+        self.units_by_layer: UnitArrays = {}
+        self._images: ImageSet | None = None
+        if sight.data is not None:
+            self._images = open_images(sight.data)
+            classes = len(self._images.outline.classes)
+        if sight.diagnosis is not None:
+            classes = self._take_diagnosis(sight.diagnosis, spec)
+        self.loaded: LoadedModel = load_model(spec, classes=classes, head_seed=head_seed)
+        self.outline: ModelOutline = outline_module(
+            self.loaded.module, self.loaded.card, self.loaded.head
+        )
+        if (
+            self.diagnosis is not None
+            and self.diagnosis.header.backbone_sha256 != self.outline.backbone_sha256
+        ):
+            raise PlanError(
+                "The diagnosis was measured on other weights than those at hand. Measure again."
+            )
+        self.state: dict[str, Tensor] = {
+            name: value.detach() for name, value in self.loaded.module.state_dict().items()
+        }
+
+    def _take_diagnosis(self, path: Path, spec: ModelSpec) -> int:
+        self.diagnosis = read_diagnosis(path)
+        header = self.diagnosis.header
+        if header.model != spec:
+            raise PlanError(
+                f'"{path.name}" measured {header.model.source}:{header.model.name}, '
+                f"and the plan is for {spec.source}:{spec.name}. Measure that model."
+            )
+        if self._images is not None and len(self._images.outline.classes) != header.classes:
+            outline = self._images.outline
+            raise PlanError(
+                f'"{path.name}" measured a head of {header.classes} classes, and {outline.title} '
+                f"has {len(outline.classes)}. Give the data it was measured on, or none."
+            )
+        self.units_by_layer = read_units(path)
+        return header.classes
+
+    @property
+    def data(self) -> DataSpec | None:
+        """The images: those given, else those the diagnosis was measured on."""
+        if self.sight.data is None and self.diagnosis is not None:
+            return self.diagnosis.header.data
+        return self.sight.data
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The data's fingerprint, where anything of it was looked at."""
+        if self._images is not None:
+            return self._images.outline.fingerprint
+        return None if self.diagnosis is None else self.diagnosis.header.data_fingerprint
+
+    @property
+    def samples(self) -> int | None:
+        """How many images: as many as asked for, else as the diagnosis had; None for no limit."""
+        if self.sight.samples is None and self.diagnosis is not None and self.sight.data is None:
+            return self.diagnosis.header.samples
+        return self.sight.samples
+
+    @property
+    def images(self) -> ImageSet:
+        """The images, opened.
+
+        Raises:
+            PlanError: There are none.
+        """
+        if self._images is None:
+            if self.data is None:
+                raise PlanError(f"{self.asker} looks at images. Give --data or --diagnosis.")
+            self._images = open_images(self.data)
+        return self._images
+
+    def batches(self, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield training images (n, 3, h, w) and labels (n,) where the network is.
+
+        Args:
+            samples: At most so many images; None takes all.
+
+        Raises:
+            LimberError: No images, a size the network does not take, or stopped.
+        """
+        images, card = self.images, self.loaded.card
+        size, seed = self.sight.image_size, self.sight.seed
+        if self.diagnosis is not None:
+            size = self.diagnosis.header.image_size if size is None else size
+            seed = self.diagnosis.header.seed if self.sight.data is None else seed
+        size = card.default_size if size is None else size
+        check_image_size(card, size)
+        every = images.splits["train"]
+        items = choose_items(every, samples or len(every), seed=seed)
+        device = next(self.loaded.module.parameters()).device
+        step = self.sight.batch_size
+        for start in range(0, len(items), step):
+            if self.watcher.should_stop():
+                raise Stopped("Making the plan was stopped; nothing was written.")
+            self.watcher.progress(start, len(items), "images")
+            chosen = items[start : start + step]
+            yield read_batch(images, chosen, card.preprocessing, size=size, device=device)
+
+    def on_device(self, work: Callable[[], Result]) -> Result:
+        """Run work with the network on the device that was asked for."""
+        module = self.loaded.module
+        module.to(choose_device(self.sight.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            return work()
+        finally:
+            module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def gradients(self, *, decay: float | None = None) -> dict[str, Tensor]:
+        """Return the gradients of one pass over the training images; see `summed_gradients`."""
+        self.watcher.phase("reading gradients")
+        return self.on_device(
+            lambda: summed_gradients(self.loaded.module, self.batches(self.samples), decay=decay)
+        )
+
+    def measured(self) -> Diagnosis:
+        """Return the diagnosis, measured now where none was given.
+
+        Raises:
+            PlanError: There is none, and no images to measure on.
+        """
+        if self.diagnosis is None:
+            if self.data is None:
+                raise PlanError(
+                    f"{self.asker} looks at figures of the network. Give --diagnosis or --data."
+                )
+            self.diagnosis, arrays = diagnose(
+                self.outline.spec,
+                self.data,
+                samples=self.sight.samples or DEFAULT_SAMPLES,
+                batch_size=self.sight.batch_size,
+                image_size=self.sight.image_size,
+                device=self.sight.device,
+                seed=self.sight.seed,
+                watcher=self.watcher,
+            )
+            self.units_by_layer = units_with_twins(arrays)
+        return self.diagnosis
+
+    @cached_property
+    def connections(self) -> Connections:
+        """The network's connectivity."""
+        self.watcher.phase("tracing connections")
+        module = self.loaded.module
+        size = self.loaded.card.default_size
+        return connections_of(module, example_input(module, size=size, batch=1))
+
+    @cached_property
+    def layers_by_bundle(self) -> dict[int, tuple[str, ...]]:
+        """The layers that each bundle has units of, by bundle."""
+        found: dict[int, tuple[str, ...]] = {}
+        for layer, of in self.connections.bundles.items():
+            for bundle in np.unique(of).tolist():
+                found[bundle] = (*found.get(bundle, ()), layer)
+        return found
