@@ -121,6 +121,12 @@ class Watch:
             holder.after(each, leave, always=True)
 
     @contextmanager
+    def kept(self) -> Iterator[Hooks]:
+        """Hold hooks for one forward and backward pass, and forget what modules remember of it."""
+        with memory_kept(self._module), hooks() as holder:
+            yield holder
+
+    @contextmanager
     def forward(
         self,
         *,
@@ -128,15 +134,11 @@ class Watch:
         after_activation: OnActivation = lambda site, h: None,
         on_attention: Callable[[str, str, Attention], None] | None = None,
         on_call: OnCall | None = None,
-    ) -> Iterator[Hooks]:
+    ) -> Iterator[None]:
         """Watch the one forward pass run inside the block; see `watched_forward`."""
         del self._running[1:]
-        with memory_kept(self._module), hooks() as holder:
-            catcher = _Catcher(
-                self._running, before_activation, after_activation, on_attention, on_call
-            )
-            with catcher:
-                yield holder
+        with _Catcher(self._running, before_activation, after_activation, on_attention, on_call):
+            yield
 
 
 @contextmanager
@@ -184,12 +186,13 @@ def watched_forward(
     """
     with (
         watched(module, on_layer=on_layer) as watch,
+        watch.kept() as holder,
         watch.forward(
             before_activation=before_activation,
             after_activation=after_activation,
             on_attention=on_attention,
             on_call=on_call,
-        ) as holder,
+        ),
     ):
         yield holder
 

@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from core.kernels import plain
+
+if TYPE_CHECKING:
+    from core.kernels.compiled import Prepared
 
 Intervals = tuple[tuple[float, float], ...]
 
@@ -142,6 +146,57 @@ def unit_sums(
     return gpu.unit_sums(tensor, rows, units, inner, int(want), limits)
 
 
+class Reader:
+    """`unit_sums` of one tensor after another, most of which lie alike.
+
+    Args:
+        axis: The axis that counts units.
+        want: Which sums.
+        limits: What INSIDE, NEAR and OFFSET compare with.
+    """
+
+    def __init__(self, axis: int, want: Want, limits: Limits | None = None) -> None:
+        self.axis = axis
+        self._want, self._limits = want, limits or Limits()
+        self._shape, self._dtype = torch.Size(), torch.float32
+        self._stride: tuple[int, ...] = ()
+        self._prepared: Prepared | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (5, units) float64, which the next call may write over."""
+        if (
+            self._prepared is not None
+            and x.shape == self._shape
+            and x.stride() == self._stride
+            and x.dtype is self._dtype
+        ):
+            return self._prepared(x.data_ptr())
+        return self._set_up(x)
+
+    def _set_up(self, x: Tensor) -> Tensor:
+        self._prepared = None
+        x = x.detach()
+        if x.numel() and backend(x.device, x.dtype) == "compiled":
+            from core.kernels import compiled
+
+            tensor, rows, units, inner = folded(x, self.axis)
+            prepared = compiled.Prepared(
+                rows,
+                units,
+                inner,
+                int(self._want),
+                self._limits,
+                bfloat=x.dtype == torch.bfloat16,
+            )
+            # Several threads share the pieces, and a copy is another tensor each time.
+            alone = prepared.pieces == 1 or torch.get_num_threads() == 1
+            if alone and tensor.data_ptr() == x.data_ptr():
+                self._prepared = prepared
+                self._shape, self._stride, self._dtype = x.shape, x.stride(), x.dtype
+                return prepared(x.data_ptr())
+        return unit_sums(x, self.axis, self._want, self._limits)
+
+
 def gradient_sums(
     weight: Float[Tensor, "*shape"],
     gradient: Float[Tensor, "*shape"],
@@ -224,6 +279,7 @@ __all__ = [
     "ROWS",
     "Intervals",
     "Limits",
+    "Reader",
     "Want",
     "backend",
     "folded",

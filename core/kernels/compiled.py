@@ -50,6 +50,21 @@ class _Limits(ctypes.Structure):
     ]
 
 
+class _Job(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("units", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+        ("step", ctypes.c_int64),
+        ("pieces", ctypes.c_int64),
+        ("bfloat", ctypes.c_int32),
+        ("what", ctypes.c_int32),
+        ("by", _Limits),
+        ("parts", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    ]
+
+
 def _compilers() -> list[tuple[str, ...]]:
     """Return the commands to try, the one asked for by CC first."""
     try:
@@ -172,6 +187,10 @@ def library() -> Any | None:
         loaded.gradient_sums.restype = None
         loaded.moment_sums.argtypes = [pointer, long, *[ctypes.c_float] * 3, pointer]
         loaded.moment_sums.restype = None
+        loaded.add_up.argtypes = [pointer, long, long, pointer]
+        loaded.add_up.restype = None
+        loaded.all_sums.argtypes = [pointer, pointer]
+        loaded.all_sums.restype = None
     except (OSError, AttributeError):
         return None
     return loaded if _agrees(loaded) else None
@@ -223,6 +242,20 @@ def _each(pieces: int, work: Callable[[int], None]) -> None:
         del done
 
 
+def _cut(rows: int, units: int, inner: int) -> tuple[int, int]:
+    """Return how many rows a piece has, and how many pieces there are."""
+    step = max(1, PIECE // (units * inner))
+    if inner == 1:
+        step = max(BLOCK, step // BLOCK * BLOCK)
+    return step, -(-rows // step)
+
+
+def _check_built(want: int) -> None:
+    # Asked here alone: the kernel's own answer would come too late.
+    if want not in _BUILT:
+        raise ValueError(f"no kernel takes the sums {want}; add the case to {SOURCE.name}")
+
+
 def unit_sums(x: Tensor, rows: int, units: int, inner: int, want: int, limits: Limits) -> Tensor:
     """Return (5, units) float64 sums of a tensor that lies as (rows, units, inner)."""
     loaded = library()
@@ -230,13 +263,10 @@ def unit_sums(x: Tensor, rows: int, units: int, inner: int, want: int, limits: L
         raise RuntimeError("the compiled kernel is not there; ask `backend` first")
     held = _limits(limits.intervals, limits.middle, limits.near)
     a_row = units * inner
-    step = max(1, PIECE // a_row)
-    if inner == 1:
-        step = max(BLOCK, step // BLOCK * BLOCK)
-    pieces = -(-rows // step)
-    out = torch.zeros((pieces, SUMS, units), dtype=torch.float64)
+    step, pieces = _cut(rows, units, inner)
+    parts = torch.zeros((pieces, SUMS, units), dtype=torch.float64)
     start, width, bfloat = x.data_ptr(), x.element_size(), int(x.dtype == torch.bfloat16)
-    goal, stride = out.data_ptr(), SUMS * units * 8
+    goal, stride = parts.data_ptr(), SUMS * units * 8
 
     def work(piece: int) -> None:
         first = piece * step
@@ -251,11 +281,55 @@ def unit_sums(x: Tensor, rows: int, units: int, inner: int, want: int, limits: L
             goal + piece * stride,
         )
 
-    # Asked of the first piece alone: the answer depends on `want`.
-    if want not in _BUILT:
-        raise ValueError(f"no kernel takes the sums {want}; add the case to {SOURCE.name}")
+    _check_built(want)
     _each(pieces, work)
-    return out[0] if pieces == 1 else out.sum(0)
+    if pieces == 1:
+        return parts[0]
+    out = torch.empty((SUMS, units), dtype=torch.float64)
+    loaded.add_up(goal, pieces, SUMS * units, out.data_ptr())
+    return out
+
+
+class Prepared:
+    """The sums of tensors that all lie alike, by one thread, set up once.
+
+    Between two passes over large tensors little of Python is in any cache; what runs there should
+    be one call.
+
+    Attributes:
+        out: (5, units) float64, written over by each call.
+    """
+
+    def __init__(
+        self, rows: int, units: int, inner: int, want: int, limits: Limits, *, bfloat: bool
+    ) -> None:
+        loaded = library()
+        if loaded is None:
+            raise RuntimeError("the compiled kernel is not there; ask `backend` first")
+        _check_built(want)
+        step, pieces = _cut(rows, units, inner)
+        self.pieces = pieces
+        self.out = torch.zeros((SUMS, units), dtype=torch.float64)
+        self._parts = torch.zeros((pieces, SUMS, units), dtype=torch.float64)
+        self._job = _Job(
+            rows=rows,
+            units=units,
+            inner=inner,
+            step=step,
+            pieces=pieces,
+            bfloat=int(bfloat),
+            what=want,
+            by=_limits(limits.intervals, limits.middle, limits.near),
+            parts=self._parts.data_ptr(),
+            out=self.out.data_ptr(),
+        )
+        self._at = ctypes.addressof(self._job)
+        self._run = loaded.all_sums
+
+    def __call__(self, address: int) -> Tensor:
+        """Sum the tensor at that address."""
+        self._run(address, self._at)
+        return self.out
 
 
 _BUILT = frozenset({1, 6, 9, 11, 25, 31})

@@ -16,12 +16,19 @@
 #else
 #define LANES 8
 #endif
+/* Vectors of units in a strip. One sum alone leaves registers for a wider one, and the wider the
+ * strip the longer the runs of memory it reads. */
 #define STRIP 6
+#if LANES == 16
+#define WIDE 24
+#else
+#define WIDE 12
+#endif
 /* Unrolled, a strip's sums live in registers; as a loop they would live in memory. */
 #ifdef __clang__
 #define UNROLLED _Pragma("clang loop unroll(full)")
 #else
-#define UNROLLED _Pragma("GCC unroll 6")
+#define UNROLLED _Pragma("GCC unroll 24")
 #endif
 #define BLOCK 512
 /* Bytes of rows read together, and vectors of units whose sums are held meanwhile. */
@@ -116,7 +123,7 @@ static inline __attribute__((always_inline)) void strip(const char *x, long firs
                                                         int bfloat) {
     const long width = bfloat ? 2 : 4;
     const vi all = ((vi){0}) - 1;
-    sums s[STRIP];
+    sums s[WIDE];
     for (int k = 0; k < count; k++) s[k] = held[k];
     for (long r = first; r < last; r++) {
         const char *at = x + (r * units + u) * width;
@@ -149,12 +156,16 @@ static inline __attribute__((always_inline)) void sum_all(const char *x, long ro
                     const long last = first + tile < bottom ? first + tile : bottom;
                     long u = left;
                     sums *s = held;
-                    for (; u + STRIP * LANES <= right; u += STRIP * LANES, s += STRIP)
-                        strip(x, first, last, units, u, STRIP, tile, s, what, by, bfloat);
-                    for (; u + 2 * LANES <= right; u += 2 * LANES, s += 2)
-                        strip(x, first, last, units, u, 2, tile, s, what, by, bfloat);
-                    for (; u + LANES <= right; u += LANES, s++)
-                        strip(x, first, last, units, u, 1, tile, s, what, by, bfloat);
+#define STRIPS(N)                                                                        \
+    for (; u + (N) * LANES <= right; u += (N) * LANES, s += (N))                         \
+        strip(x, first, last, units, u, (N), tile, s, what, by, bfloat);
+                    if (what == ABSOLUTE) {
+                        STRIPS(WIDE)
+                        STRIPS(WIDE / 2)
+                    }
+                    STRIPS(STRIP)
+                    STRIPS(STRIP / 2)
+                    STRIPS(1)
                     if (u < right)
                         for (long r = first; r < last; r++)
                             add(s, part(x + (r * units + u) * width, (int)(right - u), bfloat),
@@ -220,6 +231,35 @@ int unit_sums(const char *x, long rows, long units, long inner, int bfloat, int 
         CASE(ABSOLUTE | POSITIVE | INSIDE | NEAR | OFFSET)
     }
     return 0;
+}
+
+/* Adds up what `pieces` blocks of `count` sums hold, in their order. */
+void add_up(const double *parts, long pieces, long count, double *out) {
+    for (long i = 0; i < count; i++) out[i] = 0;
+    for (long p = 0; p < pieces; p++)
+        for (long i = 0; i < count; i++) out[i] += parts[p * count + i];
+}
+
+/* A tensor cut into pieces of `step` rows, and where sums go: parts (pieces, SUMS, units), then
+ * out (SUMS, units). */
+typedef struct {
+    int64_t rows, units, inner, step, pieces;
+    int32_t bfloat, what;
+    limits by;
+    double *parts, *out;
+} job;
+
+/* All sums of a tensor by one thread: the last piece first, which was written last and is partly
+ * still in the cache. */
+void all_sums(const char *x, const job *j) {
+    const long block = SUMS * j->units, a_row = j->units * j->inner * (j->bfloat ? 2 : 4);
+    memset(j->parts, 0, (size_t)(j->pieces * block) * sizeof(double));
+    for (long p = j->pieces - 1; p >= 0; p--) {
+        const long first = p * j->step, left = j->rows - first;
+        unit_sums(x + first * a_row, left < j->step ? left : j->step, j->units, j->inner,
+                  j->bfloat, j->what, &j->by, j->parts + p * block);
+    }
+    add_up(j->parts, j->pieces, block, j->out);
 }
 
 /* One read of a batch's gradient g beside the weight w: adds g to `total` (rows, inner), and for

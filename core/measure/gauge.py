@@ -27,13 +27,15 @@ from core.activations import Activation, saturated_intervals
 from core.attention import Attention
 from core.errors import DataError, ModelError
 from core.hooks import Hooks, batch_statistics, module_kept
-from core.kernels import ROWS, Intervals, Limits, Want, backend, gradient_sums, unit_sums
+from core.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_sums
 from core.measure.shard import (
     ROWS_AN_IMAGE,
     GradientTotal,
     HeadSums,
+    RowSample,
     Shard,
     SiteSums,
+    best_keys,
     hashed,
     positions,
 )
@@ -85,23 +87,59 @@ def output_tells(activation: Activation) -> bool:
     return activation.name in ("relu", "relu6")
 
 
-@dataclass(slots=True)
-class _Read:
-    """What one batch's reads of one activation gave.
+class _Ear:
+    """How one activation is read, set up once, and what its reads of the batch in hand gave.
+
+    While a pass runs, next to nothing of Python is in a cache and every step of it is slow, so
+    that all but the reads themselves waits until the pass is over.
 
     Attributes:
+        site: The activation.
         layer: Place of the layer that feeds it.
-        activation: The function.
+        units: How many it has.
         rows: Rows read.
-        sums: (5, units) float64.
+        before: (5, units) float64 of z; None where h tells the same.
+        sums: (5, units) float64 of h.
         gradient: (units,) float64, sum of |dL_n/dh|; None until it came.
     """
 
-    layer: int
-    activation: Activation
-    rows: int
-    sums: Tensor
-    gradient: Tensor | None = None
+    def __init__(self, site: Site, layer: int, shape: torch.Size, axis: int) -> None:
+        self.site, self.layer, self.shape, self.axis = site, layer, shape, axis
+        self.units = shape[axis]
+        self.rows = shape.numel() // max(self.units, 1)
+        self.before: Tensor | None = None
+        self.sums = torch.empty(0)
+        self.gradient: Tensor | None = None
+        want, limits = _wanted_of(site.activation)
+        self.read = Reader(axis, want, limits)
+        self.read_gradient = Reader(axis, Want.ABSOLUTE)
+        self.read_before: Reader | None = None
+        if not output_tells(site.activation):
+            intervals = Limits(saturated_intervals(site.activation))
+            self.read_before = Reader(axis, Want.POSITIVE | Want.INSIDE, intervals)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """Which rows of activations of one size are kept of a batch, and whose places they take.
+
+    Attributes:
+        before: Keys held before it; (kept,) uint64.
+        after: Keys held after it.
+        offered: How many rows were offered.
+        images: (new,) entries of the first axis.
+        places: (new,) positions in them.
+        flat: (new,) on the device: both as one number.
+        where: (new,) on the device: which kept rows they replace.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    offered: int
+    images: np.ndarray
+    places: np.ndarray
+    flat: Tensor
+    where: Tensor
 
 
 class Gauge:
@@ -141,12 +179,12 @@ class Gauge:
         self._rows = 0
         self._scale = LARGEST_SCALE if dtype == torch.float16 else 1.0
         self._settled = dtype != torch.float16
-        # Of the batch in hand: what was read before and after each activation, attention by
-        # layer, and which rows of an activation of so many positions are kept.
-        self._inputs: dict[str, Tensor] = {}
-        self._reads: list[_Read] = []
+        self._ears: dict[str, _Ear] = {}
+        # Of the batch in hand: which activations were read, attention by layer, and which rows
+        # of an activation of so many positions are kept.
+        self._reads: list[_Ear] = []
         self._attention: dict[int, Tensor] = {}
-        self._chosen: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._offers: dict[tuple[int, int, int], _Offer] = {}
         self._segments: tuple[tuple[int, ...], Tensor, Tensor] | None = None
         # Wall time spent on reading, of the whole of `add`; says little where work is queued.
         self.reading_s = 0.0
@@ -176,23 +214,22 @@ class Gauge:
         self._first, self._rows = first, len(inputs)
         if not self._settled:
             self._settle(inputs, labels)
-        self._inputs, self._reads, self._attention, self._chosen = {}, [], {}, {}
+        self._reads, self._attention, self._offers = [], {}, {}
         try:
-            with (
-                torch.enable_grad(),
-                self._watch.forward(
+            with torch.enable_grad(), self._watch.kept() as self._hooks:
+                with self._watch.forward(
                     before_activation=self._timed(self._before),
                     after_activation=self._timed(self._after),
                     on_attention=self._timed(self._attended) if self._asking else None,
-                ) as self._hooks,
-            ):
-                loss = self._loss(inputs, labels)
+                ):
+                    loss = self._loss(inputs, labels)
                 gradients = self._gradients(loss)
         except RUN_ERRORS as error:
             raise _explained(error, inputs, labels) from error
         passed = perf_counter()
         norms = {name: self._add_gradient(name, each) for name, each in gradients.items()}
         del gradients
+        self._add_reads()
         self.shard.samples += self._rows
         self.shard.batches += 1
         self.shard.loss = self.shard.loss + loss.detach().double()
@@ -342,10 +379,10 @@ class Gauge:
         # A unit that holds NaN counts nowhere, so what was counted would be a guess.
         broken = torch.where(means[0].isfinite(), 0.0, math.nan)
         at_broken = torch.where(means[5].isfinite(), 0.0, math.nan)
-        spans = [read.activation.bounds or (math.nan, math.nan) for read in reads]
+        spans = [read.site.activation.bounds or (math.nan, math.nan) for read in reads]
         factor = _on([2 / (high - low) for low, high in spans], self.device)
         rectifies = _on(
-            [0.0 if read.activation.rectifies else math.nan for read in reads], self.device
+            [0.0 if read.site.activation.rectifies else math.nan for read in reads], self.device
         )
         for name, values in (
             ("activation_mean_abs", means[0] + broken),
@@ -378,49 +415,59 @@ class Gauge:
             return np.arange(entries) + self._first * (entries // self._rows)
         return np.arange(entries)
 
-    def _before(self, site: Site, z: Tensor) -> None:
+    def _ear(self, site: Site, z: Tensor) -> _Ear | None:
+        """Return how an activation is read; None for one that belongs to no layer."""
+        ear = self._ears.get(site.name)
+        if ear is not None and ear.shape == z.shape and ear.site.activation == site.activation:
+            return ear
         place = self._feeders.get(site.name)
-        if place is None or z.ndim < 2 or output_tells(site.activation):
-            return
+        if place is None or z.ndim < 2:
+            return None
         axis = self._axis(self.layers[place], z)
-        limits = Limits(saturated_intervals(site.activation))
-        self._inputs[site.name] = unit_sums(z, axis, Want.POSITIVE | Want.INSIDE, limits)
+        ear = self._ears[site.name] = _Ear(site, place, z.shape, axis)
+        return ear
+
+    def _before(self, site: Site, z: Tensor) -> None:
+        ear = self._ear(site, z)
+        if ear is not None:
+            ear.before = None if ear.read_before is None else ear.read_before(z)
 
     def _after(self, site: Site, h: Tensor) -> None:
-        place = self._feeders.get(site.name)
-        if place is None or h.ndim < 2:
+        ear = self._ear(site, h)
+        if ear is None:
             return
-        activation = site.activation
-        axis = self._axis(self.layers[place], h)
-        want, limits = _wanted_of(activation)
-        sums = unit_sums(h, axis, want, limits)
-        before = self._inputs.pop(site.name, None)
-        if before is not None:
-            sums += before
-        rows = h.numel() // h.shape[axis]
-        if activation.rectifies:
-            sums[ROWS[Want.INSIDE]] += rows - sums[ROWS[Want.POSITIVE]]
-        if site.name not in self.shard.sites:
-            self.shard.sites[site.name] = SiteSums.empty(h.shape[axis], h.device)
+        ear.sums, ear.gradient = ear.read(h), None
+        known = self.shard.sites.get(site.name)
+        if known is None:
+            known = self.shard.sites[site.name] = SiteSums.empty(ear.units, h.device)
             self.sites[site.name] = site
-        known = self.shard.sites[site.name]
-        known.sums += sums
-        known.rows += rows
-        self._keep_rows(known, h.detach(), axis)
-        read = _Read(place, activation, rows, sums)
-        self._reads.append(read)
+        self._keep_rows(known, h.detach(), ear.axis)
+        self._reads.append(ear)
 
         def on_gradient(gradient: Tensor) -> None:
-            absolute = unit_sums(gradient, axis, Want.ABSOLUTE)[0]
-            if self._scale != 1.0:
-                absolute /= self._scale
+            began = perf_counter()
             # A tensor's hook may run more than once in a pass only where it is used by several
             # graphs; here there is one.
-            known.gradient += absolute
-            known.gradient_rows += rows
-            read.gradient = absolute
+            ear.gradient = ear.read_gradient(gradient)[0]
+            self.reading_s += perf_counter() - began
 
-        self._hooks.gradient(h, self._timed(on_gradient))
+        self._hooks.gradient(h, on_gradient)
+
+    def _add_reads(self) -> None:
+        """Add what was read of the batch in hand to the sums."""
+        for ear in self._reads:
+            known = self.shard.sites[ear.site.name]
+            if ear.before is not None:
+                ear.sums += ear.before
+            if ear.site.activation.rectifies:
+                ear.sums[ROWS[Want.INSIDE]] += ear.rows - ear.sums[ROWS[Want.POSITIVE]]
+            known.sums += ear.sums
+            known.rows += ear.rows
+            if ear.gradient is not None:
+                if self._scale != 1.0:
+                    ear.gradient /= self._scale
+                known.gradient += ear.gradient
+                known.gradient_rows += ear.rows
 
     def _keep_rows(self, known: SiteSums, h: Tensor, axis: int) -> None:
         """Offer some rows of h to the sample that its rank is taken from.
@@ -429,27 +476,31 @@ class Gauge:
         activations of one size share it.
         """
         last = h.movedim(axis, -1)
-        places = last.shape[1:-1]
-        size = last.shape[0], math.prod(places)
-        if size not in self._chosen:
-            samples = self._samples(size[0])
-            chosen = positions(samples, size[1], most=ROWS_AN_IMAGE, salt=size[1])
-            numbers = samples[:, None].astype(np.uint64) * np.uint64(2**24)
-            keys = hashed(numbers + chosen.astype(np.uint64), salt=1).ravel()
-            entries = np.repeat(np.arange(size[0]), chosen.shape[1])
-            self._chosen[size] = keys, entries, chosen.ravel()
-        keys, entries, chosen = self._chosen[size]
+        size = last.shape[0], math.prod(last.shape[1:-1])
+        # Samples of one size hold one array of keys.
+        keys = known.sample.keys
+        offer = self._offers.get((*size, id(keys)))
+        if offer is None:
+            offer = self._offers[*size, id(keys)] = self._offered(size, known.sample)
+        rows = None
+        if len(offer.flat) and last.is_contiguous():
+            # In the order of memory a position is one number, whatever the number of axes.
+            rows = last.flatten(0, -2).index_select(0, offer.flat)
+        elif len(offer.flat):
+            inside = np.unravel_index(offer.places, last.shape[1:-1]) if last.ndim > 2 else ()
+            rows = last[tuple(_on(each, h.device) for each in (offer.images, *inside))]
+        known.sample.take_in(offer.after, offer.where, rows, offered=offer.offered)
 
-        def take(which: np.ndarray) -> Tensor:
-            entry, place = entries[which], chosen[which]
-            if last.is_contiguous():
-                # In the order of memory a position is one number, whatever the number of axes.
-                index = entry * size[1] + place if places else entry
-                return last.flatten(0, -2).index_select(0, _on(index, h.device))
-            parts = [_on(each, h.device) for each in np.unravel_index(place, places)]
-            return last[(_on(entry, h.device), *parts)]
-
-        known.sample.add(keys, take)
+    def _offered(self, size: tuple[int, int], sample: RowSample) -> _Offer:
+        samples = self._samples(size[0])
+        chosen = positions(samples, size[1], most=ROWS_AN_IMAGE, salt=size[1])
+        numbers = samples[:, None].astype(np.uint64) * np.uint64(2**24)
+        keys = hashed(numbers + chosen.astype(np.uint64), salt=1).ravel()
+        after, new, where = best_keys(sample.keys, keys)
+        images = np.repeat(np.arange(size[0]), chosen.shape[1])[new]
+        places = chosen.ravel()[new]
+        flat = _on(images * size[1] + places, self.device)
+        return _Offer(sample.keys, after, len(keys), images, places, flat, _on(where, self.device))
 
     def _attended(self, name: str, inside: str, attention: Attention) -> None:
         del inside

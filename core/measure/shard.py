@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,22 +61,29 @@ def positions(samples: np.ndarray, count: int, *, most: int, salt: int) -> np.nd
     return edges[:-1] + offset.astype(np.int64)
 
 
-@lru_cache(maxsize=64)
-def _best(held: bytes, offered: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def best_keys(held: np.ndarray, offered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the keys held afterwards, which offered ones are new, and what places they take.
 
-    Activations of one size are offered the same keys, so that this is found once for all.
+    Args:
+        held: (kept,) uint64.
+        offered: (n,) uint64.
     """
-    before, keys = (np.frombuffer(each, dtype=np.uint64) for each in (held, offered))
-    old = len(before)
-    best = np.argsort(np.concatenate([before, keys]), kind="stable")[:RANK_ROWS]
+    old = len(held)
+    best = np.argsort(np.concatenate([held, offered]), kind="stable")[:RANK_ROWS]
     new = best[best >= old] - old
+    if not len(new):
+        # The same array, so that samples that held one go on holding one.
+        return held, new, new
     stays = np.zeros(old, dtype=bool)
     stays[best[best < old]] = True
     places = np.concatenate([np.flatnonzero(~stays), np.arange(old, len(best))])
-    after = np.concatenate([before, np.zeros(len(best) - old, dtype=np.uint64)])
-    after[places] = keys[new]
+    after = np.concatenate([held, np.zeros(len(best) - old, dtype=np.uint64)])
+    after[places] = offered[new]
     return after, new, places
+
+
+# One array, so that samples that hold nothing hold the same.
+_NO_KEYS = np.empty(0, dtype=np.uint64)
 
 
 class RowSample:
@@ -92,7 +98,7 @@ class RowSample:
     """
 
     def __init__(self) -> None:
-        self.keys = np.empty(0, dtype=np.uint64)
+        self.keys = _NO_KEYS
         self.offered = 0
         self._rows: Tensor | None = None
 
@@ -106,15 +112,30 @@ class RowSample:
             take: Returns the rows (m, units) at the places asked for, (m,) of n.
             offered: How many they stand for; None for n.
         """
-        self.offered += len(keys) if offered is None else offered
-        after, new, places = _best(self.keys.tobytes(), keys.tobytes())
-        if not len(new):
+        after, new, places = best_keys(self.keys, keys)
+        rows = take(new) if len(new) else None
+        where = torch.from_numpy(places)
+        self.take_in(after, where, rows, offered=len(keys) if offered is None else offered)
+
+    def take_in(
+        self, after: np.ndarray, where: Tensor, rows: Tensor | None, *, offered: int
+    ) -> None:
+        """Take rows whose places are known.
+
+        Args:
+            after: (kept,) uint64, the keys held afterwards; see `best_keys`.
+            where: (new,) int64, places of the new rows.
+            rows: (new, units), or None for none.
+            offered: How many were offered.
+        """
+        self.offered += offered
+        if rows is None:
             return
-        rows = take(new).float()
         if self._rows is None:
-            self._rows = rows.new_empty((RANK_ROWS, rows.shape[1]))
-        index = torch.from_numpy(places).to(rows.device, non_blocking=True)
-        self._rows.index_copy_(0, index, rows)
+            self._rows = torch.empty(
+                (RANK_ROWS, rows.shape[1]), dtype=torch.float32, device=rows.device
+            )
+        self._rows.index_copy_(0, where.to(rows.device, non_blocking=True), rows.float())
         self.keys = after
 
     def settled(self) -> tuple[np.ndarray, Tensor | None]:
