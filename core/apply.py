@@ -270,7 +270,7 @@ def _check_names(state: Mapping[str, Tensor], plan: ReinitPlan, parameters: froz
 def _change(
     layer: str, name: str, old: Tensor, new: Tensor, *, buffer: bool, selected: int
 ) -> TensorChange:
-    changed = int((old != new).sum())
+    changed = int(other_bits(old, new).sum())
     relative = before = after = None
     if old.is_floating_point():
         before = float(old.double().norm())
@@ -288,6 +288,20 @@ def _change(
         norm_before=before,
         norm_after=after,
     )
+
+
+def other_bits(old: Tensor, new: Tensor) -> Tensor:
+    """Return which entries of two tensors alike in shape and dtype differ, as flags in their shape.
+
+    As bits: 0 and -0 are equal numbers and other weights, and NaN is the same weight as itself.
+    """
+    if not old.numel():
+        return torch.zeros_like(old, dtype=torch.bool)
+    left, right = (
+        each.detach().contiguous().reshape(-1).view(torch.uint8).reshape(old.numel(), -1)
+        for each in (old, new)
+    )
+    return (left != right).any(1).reshape(old.shape)
 
 
 def _warnings(changes: list[TensorChange]) -> tuple[str, ...]:

@@ -51,11 +51,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def companion_path(path: Path, what: Companion) -> Path:
     """Return where the companion of a JSON file lies: masks of a plan, or units of a diagnosis.
 
-    It is named after the whole name of a file that does not end in .json, so that no two files
-    share one.
+    No two files share one: "a.json" has "a.masks.safetensors", and a file whose name does not end
+    in .json, such as "a", has "a.masks-of.safetensors".
     """
-    stem = path.stem if path.suffix == ".json" else path.name
-    return path.with_name(f"{stem}.{what}.safetensors")
+    if path.suffix == ".json":
+        return path.with_name(f"{path.stem}.{what}.safetensors")
+    return path.with_name(f"{path.name}.{what}-of.safetensors")
 
 
 def named_after(plan: ReinitPlan, path: Path) -> ReinitPlan:

@@ -9,7 +9,8 @@ copy the twin there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -168,7 +169,8 @@ def _fire(asked: Request) -> Tensor:
     if asked.numbers["scale"]:
         scale = math.sqrt(old.shape[0] / old.shape[1]) / places.shape[2]
     steps = int(asked.numbers["steps"])
-    slices = [newton_schulz(places[:, :, place], steps) for place in range(places.shape[2])]
+    with one_thread():
+        slices = [newton_schulz(places[:, :, place], steps) for place in range(places.shape[2])]
     return (scale * torch.stack(slices, dim=2)).reshape(old.shape)
 
 
@@ -224,6 +226,29 @@ def _matrix_only(fill: Callable[[Tensor, torch.Generator], object]) -> Draw:
         return new
 
     return scheme
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run a block on one thread: what a matrix product rounds to depends on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _orthogonal(new: Tensor, generator: torch.Generator) -> None:
+    # As `nn.init.orthogonal_` does, with the factorisation in float64 and on one thread: the same
+    # plan must give the same bits.
+    flat = torch.empty(new.shape[0], new[0].numel(), dtype=new.dtype)
+    flat.normal_(0, 1, generator=generator)
+    tall = flat if flat.shape[0] >= flat.shape[1] else flat.T
+    with one_thread():
+        q, r = torch.linalg.qr(tall.double())
+    q = q * r.diagonal().sign()
+    new.copy_((q if tall is flat else q.T).reshape(new.shape))
 
 
 def _trunc_normal(new: Tensor, generator: torch.Generator) -> None:
@@ -326,7 +351,7 @@ SCHEMES: dict[str, tuple[SchemeInfo, Draw]] = {
                 granularities=("layer", "unit"),
                 source="Saxe et al. 2014, arXiv:1312.6120",
             ),
-            _matrix_only(lambda new, generator: nn.init.orthogonal_(new, generator=generator)),
+            _matrix_only(_orthogonal),
         ),
         (
             SchemeInfo(
@@ -401,8 +426,9 @@ SCHEMES: dict[str, tuple[SchemeInfo, Draw]] = {
             SchemeInfo(
                 name="fire",
                 title="Nearest isometry (FIRE)",
-                description="Each matrix (of a convolution one for each kernel place) becomes the "
-                "nearest one that keeps lengths, by Newton-Schulz steps; with scale 1 times "
+                description="Each matrix (of a convolution one for each kernel place) goes towards "
+                "the nearest one that keeps lengths, by Newton-Schulz steps; singular values below "
+                "about 1.5 ** -steps of the matrix's norm stay short of it. With scale 1 times "
                 "sqrt(d_out / d_in) / (kernel height x width). Vectors stay. In a transformer take "
                 "queries and keys.",
                 parameters={"steps": 10, "scale": 1},

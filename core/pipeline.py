@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -64,7 +64,7 @@ from core.measure import (
 from core.metrics import metric_names
 from core.outline import outline_module
 from core.plan import check_plan, planned_size
-from core.planfile import plan_json, sorted_metadata
+from core.planfile import plan_json, resealed, sorted_metadata
 from core.records import (
     ABComparison,
     DataSpec,
@@ -91,6 +91,8 @@ DEFAULT_EVAL_EVERY = 10
 DEFAULT_TRAIN_IMAGES = 600
 DEFAULT_VAL_IMAGES = 160
 DEFAULT_SEEDS = (0, 1, 2)
+# Bytes; a file system takes 255, and a companion's ending and a number come after it.
+LONGEST_NAME = 180
 # Plans whose sizes differ by less are of about the same size.
 ALIKE = 1.25
 
@@ -1038,6 +1040,7 @@ def prepare_trial(
     size = outline.default_size if image_size is None else image_size
     check_image_size(outline, size)
     arms_plans: dict[str, ReinitPlan] = {}
+    caveats: list[str] = []
     for plan in plans:
         if plan.model.head == "new" and plan.model.classes != classes:
             raise PlanError(
@@ -1051,7 +1054,15 @@ def prepare_trial(
                 "starts with a new one. Make the plan again with --data."
             )
         check_plan(plan, outline)
-        arms_plans[_free_name(plan.name, arms_plans)] = plan
+        trimmed, left_out = without_new_head(plan, outline)
+        name = _free_name(plan.name, arms_plans)
+        arms_plans[name] = trimmed
+        caveats += [f'"{name}": {each}' for each in left_out]
+        if spec.weights == "none" and any(target.entries for target in plan.targets):
+            caveats.append(
+                f'"{name}" chose entries on the random network of seed {plan.model.head_seed}; '
+                "without weights to load each seed has another network, where they are any others."
+            )
     watcher.phase("reading the images")
     decoded: dict[str, tuple[Tensor, Tensor]] = {}
     for split, limit in (("train", train_images), ("val", val_images)):
@@ -1114,13 +1125,60 @@ def prepare_trial(
         device_name=device_name(place),
         dtype="float32",
         versions=versions(),
-        caveats=_size_caveats(arms_plans, outline),
+        caveats=(*caveats, *_size_caveats(arms_plans, outline)),
     )
     watcher.phase("fine-tuning")
     steps = finetune(
         arms, prepared, settings, seeds=seeds, device=place, should_stop=watcher.should_stop
     )
     return Trial(record=record, steps=steps)
+
+
+def without_new_head(plan: ReinitPlan, outline: ModelOutline) -> tuple[ReinitPlan, tuple[str, ...]]:
+    """Return what of a plan can be compared over several new heads, and what was left out.
+
+    Arms of one seed share a head, and each seed has another. What a plan chose or computed on one
+    head (its smallest weights, a shift of its biases) means nothing on the next; the columns that
+    read a reset unit are 0 on any.
+
+    Raises:
+        PlanError: Nothing is left.
+    """
+    heads = {layer.name for layer in outline.layers if layer.head and not outline.own_head}
+    targets, dropped = [], 0
+    for target in plan.targets:
+        entries = tuple(
+            each
+            for each in target.entries
+            if target.layer not in heads or (target.granularity == "unit" and each.write == "zero")
+        )
+        dropped += len(target.entries) - len(entries)
+        if len(entries) == len(target.entries):
+            targets.append(target)
+        elif entries:
+            names = {each.tensor for each in entries}
+            targets.append(
+                target.model_copy(
+                    update={
+                        "entries": entries,
+                        "parameters": tuple(n for n in target.parameters if n in names),
+                        "buffers": tuple(n for n in target.buffers if n in names),
+                    }
+                )
+            )
+    if not dropped:
+        return plan, ()
+    if not targets:
+        raise PlanError(
+            f'Plan "{plan.name}" resets the new head alone, which is another with each seed. '
+            "Choose layers before it."
+        )
+    kept = plan.model_copy(update={"targets": tuple(targets)})
+    said = (
+        "what it writes into the new head is left out, because the arms of a comparison share "
+        "their head and each seed has another."
+    )
+    return resealed(kept), (said,)
 
 
 def _size_caveats(plans: Mapping[str, ReinitPlan], outline: ModelOutline) -> tuple[str, ...]:
@@ -1189,9 +1247,8 @@ def write_run(
     comparison = compare_curves(curves_of(steps))
     comparison = comparison.model_copy(update={"caveats": (*record.caveats, *comparison.caveats)})
     write_whole(out / "curves.csv", curves_csv(steps))
-    for name, plan in record.plans.items():
-        safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name).strip(". ") or "plan"
-        write_plan(plan, out / "plans" / f"{safe}.json")
+    for file, plan in zip(_file_names(record.plans), record.plans.values(), strict=True):
+        write_plan(plan, out / "plans" / f"{file}.json")
     last: dict[str, dict[str, float | None]] = {}
     for step in steps:
         if step.val_accuracy is not None:
@@ -1206,6 +1263,21 @@ def write_run(
     }
     write_whole(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return comparison
+
+
+def _file_names(names: Iterable[str]) -> list[str]:
+    """Return names of files for arms: no odd letters, short enough, each another."""
+    found: list[str] = []
+    for name in names:
+        safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name)
+        safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore").strip(". ") or "plan"
+        free, number = safe, 1
+        # Some file systems take capitals for the same.
+        while free.casefold() in {each.casefold() for each in found}:
+            number += 1
+            free = f"{safe} {number}"
+        found.append(free)
+    return found
 
 
 def step_event(step: StepRecord) -> dict[str, object]:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -38,7 +38,12 @@ from core.records import (
 from core.records.base import Value
 from core.records.outline import is_bias
 
+if TYPE_CHECKING:
+    from random import Random
+
 Syntax = Literal["name", "glob", "regex", "type"]
+# Random controls of layers that are drawn, to take the one nearest in size.
+DRAWS = 16
 # Schemes that leave everything but biases alone.
 BIASES_ALONE = ("bias-mean",)
 MAX_PLAN_BYTES = 64 * 2**20
@@ -599,8 +604,9 @@ def random_control(
 
     For each target, in turn, a layer is drawn among those of the same kind (convolution, linear,
     norm, other) that neither the plan nor an earlier draw has, from the quarter nearest to it in
-    number of parameters (three at least). Each keeps its target's scheme, numbers and seed of the
-    values. The note says how the sizes compare.
+    number of parameters (three at least). Of `DRAWS` such draws the one nearest to the plan in
+    size is taken. Each layer keeps its target's scheme, numbers and seed of the values. Targets
+    of which no layer is left are left out; the note says how the sizes compare.
 
     Args:
         outline: The network.
@@ -614,39 +620,35 @@ def random_control(
     """
     import random
 
+    for target in plan.targets:
+        if outline.layer(target.layer) is None:
+            raise PlanError(f'{outline.title} has no layer "{target.layer}".')
     chooser = random.Random(f"random control {seed}")
     taken = {target.layer for target in plan.targets} | set(avoid)
-    drawn: dict[str, Target] = {}
-    for target in plan.targets:
-        wanted = outline.layer(target.layer)
-        if wanted is None:
-            raise PlanError(f'{outline.title} has no layer "{target.layer}".')
-        free = [
-            layer
-            for layer in outline.layers
-            if layer.name not in taken
-            and layer.executed
-            and not layer.tied
-            and (outline.own_head or not layer.head)
-            and fits(target, layer)
-        ]
-        same = [layer for layer in free if layer.kind == wanted.kind] or free
-        if not same:
-            continue
-        near = sorted(same, key=lambda layer: (abs(layer.count - wanted.count), layer.index))
-        chosen = chooser.choice(near[: max(3, len(near) // 4)])
-        taken.add(chosen.name)
-        buffers = any(each.buffers for each in plan.targets if each.scheme == target.scheme)
-        drawn[chosen.name] = _whole(chosen, target, buffers=buffers)
+    free = [
+        layer
+        for layer in outline.layers
+        if layer.name not in taken
+        and layer.executed
+        and not layer.tied
+        and (outline.own_head or not layer.head)
+    ]
+    names = {target.layer for target in plan.targets}
+    wanted = sum(layer.count for layer in outline.layers if layer.name in names)
+    draws = [_drawn(outline, plan, free, fits, chooser) for _ in range(DRAWS)]
+    drawn = min(draws, key=lambda each: abs(sum(own.count for own, _ in each) - wanted))
     if not drawn:
         raise PlanError(
-            "The plan resets every layer, so no other layer is left for a random control. Run "
-            "without it."
+            "The plan resets every layer of its kinds, so no other layer is left for a random "
+            "control. Run without it."
         )
+    places = {own.name: (own, target) for own, target in drawn}
     control = ReinitPlan(
         name="random control",
         model=plan.model,
-        targets=tuple(drawn[layer.name] for layer in outline.layers if layer.name in drawn),
+        targets=tuple(
+            _whole(*places[layer.name], plan) for layer in outline.layers if layer.name in places
+        ),
         freeze=plan.freeze,
         learning_rates=plan.learning_rates,
     )
@@ -661,11 +663,42 @@ def random_control(
     return control.model_copy(update={"evidence": Evidence(note=note)})
 
 
-def _whole(layer: LayerInfo, like: Target, *, buffers: bool) -> Target:
-    """Return the target that resets a whole layer as another target does another."""
+def _drawn(
+    outline: ModelOutline,
+    plan: ReinitPlan,
+    free: Sequence[LayerInfo],
+    fits: Callable[[Target, LayerInfo], bool],
+    chooser: Random,
+) -> list[tuple[LayerInfo, Target]]:
+    """Return a layer for each target for which one is left."""
+    rows: list[tuple[LayerInfo, Target]] = []
+    left = list(free)
+    for target in plan.targets:
+        wanted = outline.layer(target.layer)
+        assert wanted is not None
+        biases = target.scheme.name in BIASES_ALONE
+        same = [
+            layer
+            for layer in left
+            if layer.kind == wanted.kind
+            and fits(target, layer)
+            and (not biases or any(is_bias(each.name) for each in layer.parameters))
+        ]
+        if not same:
+            continue
+        near = sorted(same, key=lambda layer: (abs(layer.count - wanted.count), layer.index))
+        chosen = chooser.choice(near[: max(3, len(near) // 4)])
+        left.remove(chosen)
+        rows.append((chosen, target))
+    return rows
+
+
+def _whole(layer: LayerInfo, like: Target, plan: ReinitPlan) -> Target:
+    """Return the target that resets a whole layer as a plan's target does another."""
     names = [p.name for p in layer.parameters]
     if like.scheme.name in BIASES_ALONE:
         names = [name for name in names if is_bias(name)]
+    buffers = any(each.buffers for each in plan.targets if each.scheme == like.scheme)
     return Target(
         layer=layer.name,
         parameters=tuple(names),
@@ -690,10 +723,10 @@ def compose_plans(first: ReinitPlan, second: ReinitPlan, *, name: str | None = N
             f'The plans "{first.name}" and "{second.name}" were made for different networks or '
             "heads. Compose plans of one network."
         )
-    written = {n: t.layer for t in first.targets for n in (*t.parameters, *t.buffers)}
+    written = _by_tensor(first)
     for target in second.targets:
         for tensor in (*target.parameters, *target.buffers):
-            if tensor in written:
+            if tensor in written and not _same_buffer(tensor, written[tensor], target):
                 raise PlanError(
                     f'Both plans write "{tensor}". Leave "{target.layer}" out of one of them.'
                 )
@@ -720,6 +753,14 @@ def compose_plans(first: ReinitPlan, second: ReinitPlan, *, name: str | None = N
         }
     )
     return sealed(plan, arrays) if arrays else plan
+
+
+def _same_buffer(tensor: str, one: Target, two: Target) -> bool:
+    """Whether both put a whole buffer back to the same twin's, as a layer and its norm may."""
+    return all(
+        tensor in each.buffers and not any(entries.tensor == tensor for entries in each.entries)
+        for each in (one, two)
+    ) and (one.seed == two.seed)
 
 
 class PlanDifference(Value):
@@ -755,17 +796,17 @@ def diff_plans(first: ReinitPlan, second: ReinitPlan) -> tuple[PlanDifference, .
     left, right = _by_tensor(first), _by_tensor(second)
     for tensor in dict.fromkeys([*left, *right]):
         one, two = left.get(tensor), right.get(tensor)
-        if one is None or two is None or one.layer not in own or one.layer not in other:
-            continue  # The layer's own row says it.
-        compare("entries", tensor, _written(one, tensor), _written(two, tensor))
+        home = (one or two or first.targets[0]).layer
+        if home in own and home in other:
+            compare("entries", tensor, _written(one, tensor), _written(two, tensor))
     told = {row.name for row in rows}
     for tensor, odd in _other_bits(first, second).items():
         if tensor not in told:
-            text = _written(left[tensor], tensor)
+            text = _written(left.get(tensor), tensor)
             compare("entries", tensor, text, f"{text}, {odd}")
-    compare("key", "freeze", ", ".join(first.freeze), ", ".join(second.freeze))
+    compare("key", "freeze", *(", ".join(sorted(plan.freeze)) for plan in (first, second)))
     rates = [
-        ", ".join(f"{rate.layer} x {rate.factor:g}" for rate in plan.learning_rates)
+        ", ".join(sorted(f"{rate.layer} x {rate.factor!r}" for rate in plan.learning_rates))
         for plan in (first, second)
     ]
     compare("key", "learning_rates", *rates)
@@ -816,16 +857,18 @@ def _other_bits(first: ReinitPlan, second: ReinitPlan) -> dict[str, str]:
 def _said(targets: Sequence[Target]) -> str:
     rows = []
     for target in targets:
-        numbers = "".join(f" {key}={value:g}" for key, value in target.scheme.parameters.items())
+        # Every digit: numbers that look alike may write other weights.
+        given = sorted(target.scheme.parameters.items())
+        numbers = "".join(f" {key}={value!r}" for key, value in given)
         units = f", units {_shortened(target.units)}" if target.units else ""
         rows.append(
             f"{target.granularity}, {target.scheme.name}{numbers}, seed {target.seed}{units}"
         )
-    return "; ".join(rows)
+    return "; ".join(sorted(rows))
 
 
-def _written(target: Target, tensor: str) -> str:
-    if tensor not in (*target.parameters, *target.buffers):
+def _written(target: Target | None, tensor: str) -> str:
+    if target is None or tensor not in (*target.parameters, *target.buffers):
         return ""
     found = [
         f"{entries.write} {entries.count}"
@@ -834,7 +877,7 @@ def _written(target: Target, tensor: str) -> str:
         for entries in target.entries
         if entries.tensor == tensor
     ]
-    return "; ".join(found) or "whole"
+    return "; ".join(sorted(found)) or "whole"
 
 
 def _shortened(numbers: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from core.apply import other_bits
 from core.errors import PlanError, Stopped
 from core.export import TRAINERS, named_after, snippet, write_plan, write_whole
 from core.load import choose_items, load_model, open_images, state_sha256
@@ -254,8 +255,7 @@ def verify_weights(plan: ReinitPlan, path: Path) -> Verification:
         if own.shape != other.shape or own.dtype != other.dtype:
             differing[name] = own.numel()
         else:
-            # As bits: 0 and -0 are equal numbers and other weights.
-            odd = int((_bits(own) != _bits(other)).any(1).sum()) if own.numel() else 0
+            odd = int(other_bits(own, other).sum())
             if odd:
                 differing[name] = odd
     missing = tuple(sorted(expected.keys() - found.keys()))
@@ -270,12 +270,6 @@ def verify_weights(plan: ReinitPlan, path: Path) -> Verification:
         expected_sha256=receipt.after_sha256,
         found_sha256=digest,
     )
-
-
-def _bits(value: Tensor) -> Tensor:
-    """Return a tensor's bytes, (entries, bytes an entry)."""
-    flat = value.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8).reshape(len(flat), -1)
 
 
 def export_plan(plan: ReinitPlan, folder: Path, *, watcher: Watcher | None = None) -> ReinitReceipt:
@@ -323,7 +317,7 @@ def changed_entries(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
     Returns:
         Only tensors in which something differs; bool, in the tensor's shape.
     """
-    found = {name: before[name] != after[name] for name in before}
+    found = {name: other_bits(before[name], after[name]) for name in before}
     return {name: flags for name, flags in found.items() if bool(flags.any())}
 
 
@@ -343,7 +337,7 @@ def diff_weights(first: Path, second: Path) -> tuple[WeightDifference, ...]:
                 WeightDifference(name=name, entries=count, changed=count, relative_change=None)
             )
             continue
-        changed = int((left != right).sum())
+        changed = int(other_bits(left, right).sum())
         if changed:
             norm = float(left.double().norm())
             moved = float((right.double() - left.double()).norm())

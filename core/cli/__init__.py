@@ -7,6 +7,8 @@ stderr. Anything else is a defect, and shows its traceback.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,7 +49,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a letter gets its number.
+            stream.reconfigure(errors="backslashreplace")
     try:
+        for each in sys.argv[1:] if arguments is None else arguments:
+            _check_text(each)
         options = _parser().parse_args(arguments)
     except LimberError as error:
         return _refused(error)
@@ -57,6 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(error)
 
 
+def _check_text(argument: str) -> None:
+    # Names go into JSON, and a name that is no text cannot.
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise OptionError(f"{argument!r} is no text in UTF-8. Give another name.") from None
+
+
 def _run(options: argparse.Namespace) -> int:
     terminal = sys.stderr.isatty() and not getattr(options, "json", False)
     with Events(
@@ -64,6 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     ) as events:
         try:
             options.run(options, events)
+            sys.stdout.flush()
         except Stopped as error:
             events.emit("stopped")
             print(error, file=sys.stderr)
@@ -75,6 +92,11 @@ def _run(options: argparse.Namespace) -> int:
             # The reader of a listing has had enough.
             sys.stderr.close()
             return 0
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EIO):
+                events.emit("error", message=f"An error of ours: {type(error).__name__}: {error}")
+                raise
+            return _refused(OptionError(f"The output cannot be written ({error.strerror})."))
         except MemoryError:
             message = "There is not enough memory. Take fewer images, a smaller batch or size."
             events.emit("error", message=message)
@@ -230,7 +252,7 @@ def _judging(options: argparse.Namespace, kept: Diagnosis | None = None) -> dict
 
 
 def _measure(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, companion=None if options.part else "units")
+    check_out(options, companion=None if options.part else "units")
     _judging(options)
     # Cheap checks first: nobody should wait for torch to learn of a typing error.
     from core.load import resolve_data, resolve_model
@@ -265,7 +287,7 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
 
 
 def _merge(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, inputs=options.parts, companion="units")
+    check_out(options, companion="units")
     from core.pipeline import merge_parts
 
     _judging(options)
@@ -314,8 +336,18 @@ def _say(diagnosis: Diagnosis) -> None:
         )
 
 
+def _check_run(options: argparse.Namespace) -> None:
+    """Refuse a folder that holds another run, or plans that this one would write over."""
+    for name in ("curves.csv", "summary.json", "plans"):
+        if (options.out / name).exists():
+            raise OptionError(
+                f'--out "{options.out}" holds a run already ("{name}"); give another folder.'
+            )
+
+
 def _finetune(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, folder=True)
+    check_out(options, folder=True)
+    _check_run(options)
     import core
     from core.load import outline_data, resolve_data, resolve_model
     from core.plan import read_plan

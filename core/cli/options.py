@@ -6,6 +6,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from core.errors import OptionError
 from core.events import Events
 from core.export import Companion, companion_path
 from core.records.base import Value
+
+# Endings of what commands write: one of these in a folder of images is no image.
+OURS = (".json", ".safetensors")
 
 
 def whole_number(text: str) -> int:
@@ -27,7 +31,7 @@ def seed_number(text: str) -> int:
     """Read a seed."""
     number = whole_number(text)
     if not 0 <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a seed: give a whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed: give 0 to 2^63 - 1")
     return number
 
 
@@ -119,38 +123,64 @@ def as_json(value: Value) -> dict[str, Any]:
     return content
 
 
+def files_of(plan: Path) -> list[Path]:
+    """Return a plan's file, and the checkpoint and companion it names; none need be there."""
+    found = [plan]
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        content = json.loads(plan.read_bytes())
+        for place, key in (("model", "checkpoint"), ("companion", "file")):
+            named = content.get(place) if isinstance(content, dict) else None
+            name = named.get(key) if isinstance(named, dict) else None
+            if isinstance(name, str) and "\0" not in name:
+                found.append(Path(name) if key == "checkpoint" else plan.parent / Path(name).name)
+    return found
+
+
+def _named_by(diagnosis: Path) -> list[Path]:
+    """Return a diagnosis, and the checkpoint, images and companion it names."""
+    found = [diagnosis, companion_path(diagnosis, "units")]
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        header = json.loads(diagnosis.read_bytes())["header"]
+        for named in (header["model"]["checkpoint"], header["data"]["name"]):
+            if isinstance(named, str):
+                found.append(Path(named))
+    return found
+
+
+def inputs_of(options: argparse.Namespace) -> list[Path]:
+    """Return every file and folder a command was told to read, by whatever option."""
+    given = vars(options)
+    found = [Path(given[name]) for name in ("checkpoint", "data") if given.get(name)]
+    for name in ("plan", "like", "first", "second"):
+        plans = given.get(name) or []
+        for each in plans if isinstance(plans, list) else [plans]:
+            found += files_of(Path(each))
+    if given.get("diagnosis"):
+        found += _named_by(Path(given["diagnosis"]))
+    return [*found, *given.get("parts", [])]
+
+
 def same_file(first: Path, second: Path) -> bool:
     """Whether two paths lead to one file that exists."""
     return first.exists() and second.exists() and first.samefile(second)
 
 
 def check_out(
-    path: Path,
-    *,
-    folder: bool = False,
-    inputs: Sequence[Path] = (),
-    companion: Companion | None = None,
+    options: argparse.Namespace, *, folder: bool = False, companion: Companion | None = None
 ) -> None:
     """Find out before the work, not after it, that the result has no place to go.
 
     Args:
-        path: What --out says.
+        options: --out says where; whatever else they name must not be written over.
         folder: Whether it is a folder.
-        inputs: Files the command reads, which must not be written over.
         companion: What lies beside the result.
 
     Raises:
         OptionError: The place cannot be written to.
     """
+    path: Path = options.out
     try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise OptionError(
-            f"--out {str(path)!r} is no text in UTF-8, which a file that names it needs. Give "
-            "another name."
-        ) from None
-    try:
-        _check_place(path, folder=folder, inputs=inputs, companion=companion)
+        _check_place(path, folder=folder, inputs=inputs_of(options), companion=companion)
     except OSError as error:
         raise OptionError(f'--out "{path}" cannot be used ({error.strerror}).') from error
 
@@ -167,8 +197,15 @@ def _check_place(
     beside = None if companion is None else companion_path(path, companion)
     written = [] if folder else [path, *([] if beside is None else [beside])]
     for each in inputs:
-        if any(same_file(place, each) for place in written):
-            raise OptionError(f'--out "{path}" would overwrite "{each}"; give another file name.')
+        inside = each.is_dir() and any(
+            place.exists()
+            and place.suffix not in OURS
+            and each.resolve() in place.resolve().parents
+            for place in written
+        )
+        if inside or any(same_file(place, each) for place in written):
+            what = path if inside else each
+            raise OptionError(f'--out "{path}" would overwrite "{what}"; give another file name.')
     if companion is not None and path.suffix == ".safetensors":
         raise OptionError(
             f'--out "{path}" is JSON, and its companion the safetensors file beside it; give a '

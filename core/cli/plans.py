@@ -16,6 +16,7 @@ from core.cli.options import (
     add_model,
     as_json,
     check_out,
+    files_of,
     named_numbers,
     only_given,
     real_number,
@@ -26,8 +27,10 @@ from core.cli.options import (
 )
 from core.errors import OptionError, PlanError
 from core.events import Events
-from core.export import companion_path
 from core.records import Diagnosis, ModelOutline, ModelSpec, Pattern, ReinitPlan
+
+# What an export writes beside plan and weights.
+WRITTEN = ("apply_plan.py", "USE.md")
 
 
 def add_commands(commands: Any) -> None:
@@ -147,11 +150,7 @@ def _add_plan(commands: Any) -> None:
 
 def _plan(options: argparse.Namespace, events: Events) -> None:
     _check_words(options)
-    inputs = [Path(each) for each in (options.checkpoint, options.data) if each]
-    if options.diagnosis is not None:
-        inputs += [options.diagnosis, companion_path(options.diagnosis, "units")]
-    inputs += [] if options.like is None else _files_of(options.like)
-    check_out(options.out, inputs=inputs, companion="masks")
+    check_out(options, companion="masks")
     plan, outline, asked = (
         _ruled(options, events) if options.like is None else _matched_at_random(options, events)
     )
@@ -247,6 +246,8 @@ def _matched_at_random(
             "scheme, frozen layers and learning rates from the plan it is matched to."
         )
     like = core.read_plan(options.like)
+    if options.model is None and (options.checkpoint or options.weights != "pretrained"):
+        raise OptionError("--weights and --checkpoint belong to a --model.")
     if options.model is not None:
         spec = _spec(options, None)
         if spec != plan_spec(like):
@@ -273,17 +274,6 @@ def _check_words(options: argparse.Namespace) -> None:
             raise OptionError(f"A pattern of --layers has {len(text)} letters; give at most 1,024.")
 
 
-def _files_of(plan: Path) -> list[Path]:
-    """Return a plan's file, and the checkpoint and companion it names; none need be there."""
-    found = [plan]
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        content = json.loads(plan.read_bytes())
-        if content["model"]["checkpoint"]:
-            found.append(Path(str(content["model"]["checkpoint"])))
-        found.append(plan.parent / Path(str(content["companion"]["file"])).name)
-    return found
-
-
 def _checked_rule(options: argparse.Namespace) -> tuple[Any, dict[str, float | str | None]]:
     """Return the rule and its options, refusing what cannot work before anything is loaded."""
     from core.plan import rule_named, rule_options
@@ -300,6 +290,8 @@ def _checked_rule(options: argparse.Namespace) -> tuple[Any, dict[str, float | s
         raise OptionError("Give --data or --classes, not both: the data says how many classes.")
     if options.diagnosis is not None and options.classes is not None:
         raise OptionError("Give --diagnosis or --classes, not both: the first says how many.")
+    if options.keep_head and rule.granularity != "weight":
+        raise OptionError("--keep-head belongs to rules over single weights.")
     if options.units and rule.name != "by-hand":
         raise OptionError("--units belongs to the rule by-hand alone.")
     if rule.needs in ("images", "a diagnosis") and not (options.data or options.diagnosis):
@@ -377,9 +369,15 @@ def _tell(
         f"{which}{size.layers} layers, {size.parameters:,} of "
         f"{size.total:,} parameters ({100 * size.fraction:.1f} %), {schemes} -> {options.out}"
     )
+    heads = {layer.name for layer in outline.layers if layer.head and not outline.own_head}
     left = [name for name in asked if name not in whole]
-    if left and options.rule == "by-hand":
-        print(f"  left out, because the head is new already: {', '.join(left)}")
+    if options.rule == "by-hand" and plan.companion is None:
+        for why, names in (
+            ("because the head is new already", [name for name in left if name in heads]),
+            ("because the scheme writes nothing there", [n for n in left if n not in heads]),
+        ):
+            if names:
+                print(f"  left out, {why}: {', '.join(names)}")
     if plan.companion is not None:
         print(f"  selection in {plan.companion.file}")
     if plan.evidence.note:
@@ -388,8 +386,7 @@ def _tell(
 
 def _preview(options: argparse.Namespace, events: Events) -> None:
     if options.out is not None:
-        inputs = [*_files_of(options.plan), *([Path(options.data)] if options.data else [])]
-        check_out(options.out, inputs=inputs)
+        check_out(options)
     import core
     from core.export import write_whole
 
@@ -440,7 +437,7 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
 
 
 def _apply(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, inputs=_files_of(options.plan))
+    check_out(options)
     from core.plan import read_plan
 
     plan = read_plan(options.plan)
@@ -491,7 +488,7 @@ def _verify(options: argparse.Namespace, _: Events) -> None:
 def _diff(options: argparse.Namespace, _: Events) -> None:
     import core
 
-    if options.first.suffix == options.second.suffix == ".safetensors":
+    if ".json" not in (options.first.suffix, options.second.suffix):
         _diff_weights(options)
         return
     first, second = core.read_plan(options.first), core.read_plan(options.second)
@@ -520,8 +517,7 @@ def _diff_weights(options: argparse.Namespace) -> None:
 
 
 def _compose(options: argparse.Namespace, _: Events) -> None:
-    inputs = [*_files_of(options.first), *_files_of(options.second)]
-    check_out(options.out, inputs=inputs, companion="masks")
+    check_out(options, companion="masks")
     import core
 
     if options.name is not None and not 1 <= len(options.name) <= 200:
@@ -538,22 +534,25 @@ def _check_export(folder: Path, plan: ReinitPlan, inputs: Sequence[Path]) -> Non
     for each in inputs[1:]:
         if same_file(folder / "reinit.safetensors", each):
             raise OptionError(f'--out "{folder}" would overwrite "{each}"; give another folder.')
-    there = folder / "plan.json"
-    if there.exists() and not (folder / "apply_plan.py").exists():
-        with suppress(PlanError):
-            if core.plan_json(core.read_plan(there)) == core.plan_json(plan):
-                return
-        raise OptionError(
-            f'"{there}" is another plan, which an export would overwrite; give another folder.'
-        )
+    there = [folder / name for name in ("plan.json", "reinit.safetensors", *WRITTEN)]
+    found = [each for each in there if each.exists()]
+    if not found or len(found) == len(there):
+        # Nothing, or an export, which a new one replaces.
+        return
+    with suppress(PlanError):
+        if found == there[:1] and core.plan_json(core.read_plan(found[0])) == core.plan_json(plan):
+            return
+    raise OptionError(
+        f'"{found[0]}" is no export\'s, and this one would overwrite it; give another folder.'
+    )
 
 
 def _export(options: argparse.Namespace, events: Events) -> None:
-    check_out(options.out, folder=True)
+    check_out(options, folder=True)
     import core
 
     plan = core.read_plan(options.plan)
-    _check_export(options.out, plan, _files_of(options.plan))
+    _check_export(options.out, plan, files_of(options.plan))
     receipt = core.export_plan(plan, options.out, watcher=watcher_of(events))
     events.emit("done", out=str(options.out), receipt=as_json(receipt))
     if options.json:

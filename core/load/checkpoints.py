@@ -56,6 +56,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f'"{path.name}" holds no tensors (its keys begin with '
             f"{', '.join(map(str, list(content)[:3]))}). Save model.state_dict() and give that."
         )
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta:
+            raise ModelError(
+                f'"{path.name}" holds "{name}" as {"no values" if value.is_meta else "sparse"}. '
+                "Save the state of a dense network that is loaded."
+            )
     return tensors
 
 

@@ -9,10 +9,10 @@ from core.errors import PlanError
 from core.initialisers import SCHEMES
 from core.pipeline import Watcher, plan_classes, plan_outline, plan_spec
 from core.plan import check_plan, compose_plans, random_control
-from core.planfile import resealed
+from core.planfile import arrays_of, chosen_entries, resealed
 from core.planning.draft import Draft, takes_factors
 from core.planning.subject import Sight, Subject
-from core.records import Evidence, LayerInfo, ReinitPlan, RuleChoice, Target
+from core.records import Evidence, LayerInfo, ModelOutline, ReinitPlan, RuleChoice, Target
 from core.seeding import generator
 from core.utility import random_entries
 
@@ -35,7 +35,8 @@ def random_twin(
     Args:
         plan: What to match.
         seed: Seed of the draw.
-        sight: Images, for a scheme whose values depend on gradients (DASH).
+        sight: Images, for plans whose values depend on them (DASH, and continual
+            backpropagation's compensation).
         name: Name of the arm.
         watcher: Progress and stop.
 
@@ -73,6 +74,7 @@ class _Draw:
     def __init__(self, plan: ReinitPlan, seed: int, sight: Sight, watcher: Watcher) -> None:
         self.plan, self.seed, self.sight, self.watcher = plan, seed, sight, watcher
         self.outline = plan_outline(plan)
+        _check_entries(plan, self.outline)
 
     @cached_property
     def subject(self) -> Subject:
@@ -140,12 +142,18 @@ class _Draw:
     def _units(self, targets: Sequence[Target], draft: Draft, taken: set[int]) -> list[Target]:
         """Draw as many units of the same layers; `taken` gains them."""
         wires = self.subject.connections
-        picked = {
-            int(wires.bundles[target.layer][unit])
-            for target in targets
-            if target.layer in wires.bundles
-            for unit in target.units
-        }
+        picked: set[int] = set()
+        for target in targets:
+            of = wires.bundles.get(target.layer)
+            if of is None:
+                continue
+            for unit in target.units:
+                if unit >= len(of):
+                    raise PlanError(
+                        f'The plan names unit {unit} of "{target.layer}", which has units 0 to '
+                        f"{len(of) - 1}. Make the plan again."
+                    )
+                picked.add(int(of[unit]))
         pools: dict[tuple[str, ...], list[int]] = {}
         for bundle, layers in sorted(self.subject.layers_by_bundle.items()):
             if wires.free(bundle) and bundle not in taken:
@@ -156,7 +164,12 @@ class _Draw:
             noise = generator(self.seed, "random units", *layers)
             chosen |= {pool[place] for place in random_entries(wanted, len(pool), noise).tolist()}
         taken |= chosen
-        return draft.units(chosen) if chosen else []
+        if not chosen:
+            return []
+        shifts = {}
+        if any(each.write == "add" for target in targets for each in target.entries):
+            shifts = self.subject.shifts(chosen, self.subject.unit_figures())
+        return draft.units(chosen, shifts)
 
     def _weights(self, targets: Sequence[Target], draft: Draft) -> list[Target]:
         """Draw as many entries of each tensor."""
@@ -173,6 +186,32 @@ class _Draw:
             if layer is not None:
                 found += draft.weights(layer, entries)
         return found
+
+
+def _check_entries(plan: ReinitPlan, outline: ModelOutline) -> None:
+    """Raise unless entries fit their tensors and are such as rules choose.
+
+    Raises:
+        PlanError: They are not: what a control of them would be is anyone's guess.
+    """
+    shapes = {p.name: p.shape for layer in outline.layers for p in layer.parameters}
+    arrays = arrays_of(plan)
+    for target in plan.targets:
+        seen: set[str] = set()
+        for each in target.entries:
+            if each.tensor in shapes:
+                chosen_entries(each, shapes[each.tensor], arrays)
+            odd = {
+                "layer": each.write != "scale",
+                "weight": each.tensor in seen or each.write in ("add", "scale"),
+                "unit": each.write == "scale",
+            }[target.granularity]
+            if odd:
+                raise PlanError(
+                    f'The plan selects entries of "{each.tensor}" as no rule does, so '
+                    "that there is no random control of it. Make the plan by a rule."
+                )
+            seen.add(each.tensor)
 
 
 def _fits(target: Target, layer: LayerInfo) -> bool:

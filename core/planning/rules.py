@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import torch
 
 from core.errors import PlanError
 from core.initialisers import SCHEMES
-from core.pipeline import DEFAULT_SAMPLES, Watcher
+from core.pipeline import Watcher
 from core.plan import (
     checked_rates,
     last_blocks,
@@ -41,7 +42,6 @@ from core.utility import (
     lowest_entries,
     random_entries,
     share,
-    unit_figures,
 )
 
 
@@ -273,16 +273,27 @@ class _Resolver:
         scope = {layer.name for layer in self.scope(head=False)}
         reports = [report for report in diagnosis.layers if report.name in scope]
         if any(metric in report.metrics for report in reports):
-            chosen = []
+            chosen, noise = [], 0
             for report in reports:
                 own, twin = report.metrics[metric].value, report.twin_metrics[metric].value
+                low, high = report.ratio_intervals.get(metric, (math.inf, -math.inf))
                 if of == "ratio":
                     own = None if own is None or not twin else own / twin
-                if own is not None and beyond(np.array(own)):
+                if own is None or not beyond(np.array(own)):
+                    continue
+                if of == "ratio" and low <= 1 <= high:
+                    noise += 1
+                else:
                     chosen.append(report.name)
+            if noise:
+                self.notes.append(
+                    f"Left out {noise} whose ratio's 95 % interval contains 1: so few images "
+                    "cannot tell them from a fresh network."
+                )
             if not chosen:
                 raise PlanError(
-                    f"No layer has a {metric} ({of}) {side} {limit:g}. Choose another limit."
+                    f"No layer has a {metric} ({of}) {side} {limit:g}."
+                    f"{''.join(f' {note}' for note in self.notes)} Choose another limit."
                 )
             return self._layers_plan(chosen)
         if not any(metric in arrays for arrays in self.subject.units_by_layer.values()):
@@ -294,7 +305,8 @@ class _Resolver:
             if layer in scope and metric in arrays and layer in self.subject.connections.bundles:
                 own_units, twin_units = (np.asarray(each, dtype=float) for each in arrays[metric])
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    flags[layer] = beyond(own_units / twin_units if of == "ratio" else own_units)
+                    ratio = np.where(twin_units == 0, np.nan, own_units / twin_units)
+                    flags[layer] = beyond(ratio if of == "ratio" else own_units)
         return self._units_plan(self._bundles_of(flags), f"a {metric} ({of}) {side} {limit:g}")
 
     def _bundles_of(self, flags: Mapping[str, np.ndarray]) -> set[int]:
@@ -410,14 +422,7 @@ class _Resolver:
 
     def _least_units(self) -> ReinitPlan:
         percent = float(self.options["percent"] or 0)
-        self.watcher.phase("reading activations")
-        figures = self.subject.on_device(
-            lambda: unit_figures(
-                self.subject.loaded.module,
-                self.outline.layers,
-                self.subject.batches(self.subject.samples or DEFAULT_SAMPLES),
-            )
-        )
+        figures = self.subject.unit_figures()
         wires = self.subject.connections
         if self.rule.name == "gxd":
             scores = wires.scores({name: each.replacement_cost for name, each in figures.items()})
@@ -430,10 +435,8 @@ class _Resolver:
                 pools.setdefault(layers, {})[bundle] = float(scores[bundle])
         lowest = [each for pool in pools.values() for each in fraction_lowest(pool, percent)]
         chosen = self._within_scope(sorted(lowest))
-        if self.rule.name == "gxd":
-            return self._units_plan(chosen, f"{percent:g} % of a layer's units is not one")
-        means = {name: each.activation.numpy() for name, each in figures.items()}
-        shifts = wires.shifts(chosen, means, self.subject.state) if chosen else {}
+        # A removed unit's mean goes where it was read; GXD has no such step.
+        shifts = self.subject.shifts(chosen, figures) if self.rule.name == "cbp" else {}
         return self._units_plan(chosen, f"{percent:g} % of a layer's units is not one", shifts)
 
     def _random(self) -> ReinitPlan:

@@ -30,7 +30,7 @@ from core.pipeline import (
     units_with_twins,
 )
 from core.records import DataSpec, Diagnosis, ModelOutline, ModelSpec
-from core.utility import summed_gradients
+from core.utility import UnitFigures, summed_gradients, unit_figures
 
 UnitArrays = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 Result = TypeVar("Result")
@@ -204,6 +204,24 @@ class Subject:
         return self.on_device(
             lambda: summed_gradients(self.loaded.module, self.batches(self.samples), decay=decay)
         )
+
+    def unit_figures(self) -> dict[str, UnitFigures]:
+        """Return figures of units on the training images; see `core.utility.unit_figures`."""
+        self.watcher.phase("reading activations")
+        return self.on_device(
+            lambda: unit_figures(
+                self.loaded.module,
+                self.outline.layers,
+                self.batches(self.samples or DEFAULT_SAMPLES),
+            )
+        )
+
+    def shifts(
+        self, bundles: set[int], figures: Mapping[str, UnitFigures]
+    ) -> dict[str, np.ndarray]:
+        """Return what readers' biases gain for the means of units that are gone."""
+        means = {name: each.activation.numpy() for name, each in figures.items()}
+        return self.connections.shifts(bundles, means, self.state) if bundles else {}
 
     def measured(self) -> Diagnosis:
         """Return the diagnosis, measured now where none was given.

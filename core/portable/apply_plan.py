@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,10 @@ def apply_plan(model: nn.Module, folder: str | Path = ".", *, freeze: bool = Tru
     missing = sorted(state.keys() - set(names.values()))
     if missing:
         raise ValueError(f'The model lacks "{missing[0]}", which the plan\'s network has.')
-    model.load_state_dict({name: state[bare] for name, bare in names.items()}, strict=True)
+    loading = OrderedDict((name, state[bare]) for name, bare in names.items())
+    # Some networks (torchvision's MNASNet) refuse a state without its modules' format versions.
+    loading._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]
+    model.load_state_dict(loading, strict=True)
     if freeze:
         frozen = set(read_plan(folder)["freeze"])
         for name, parameter in model.named_parameters():
@@ -222,8 +226,12 @@ def main() -> int:
         return 2
     folder = Path(__file__).parent
     state, digest = read_weights(folder)
-    with safe_open(sys.argv[1], "pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(sys.argv[1], "pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        print(f"{sys.argv[1]} cannot be read as safetensors ({error}).")
+        return 2
     if state_sha256(found) == digest:
         print("These are the weights that the plan makes.")
         return 0
