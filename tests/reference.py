@@ -809,11 +809,11 @@ def scheme_values(
     def orthogonal() -> Tensor:
         tall = rows.shape[0] >= rows.shape[1]
         shape = rows.shape if tall else rows.shape[::-1]
-        start = torch.randn(rows.shape, generator=noise)
+        start = torch.randn(rows.shape, generator=noise).double()
         q, r = torch.linalg.qr(start if tall else start.T)
         assert q.shape == shape
         q = q * r.diagonal().sign()
-        return (q if tall else q.T).double().reshape(old.shape)
+        return (q if tall else q.T).reshape(old.shape)
 
     def isometry() -> Tensor:
         places = old.flatten(2).unbind(2) if old.ndim > 2 else [old]

@@ -229,6 +229,37 @@ def gradient_sums(
     return plain.gradient_sums(weight, gradient, total, scale)
 
 
+def gradient_totals(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    *,
+    scale: float = 1.0,
+) -> Float[Tensor, "weight 4"]:
+    """Return `gradient_sums` of many weights, each summed over its rows.
+
+    Args:
+        weights: Any shapes.
+        gradients: One for each weight.
+        totals: One for each weight; `scale * gradient` is added to it in place.
+        scale: What gradients are multiplied with first.
+
+    Returns:
+        (weights, 4) float64 on their device.
+    """
+    if weights and all(
+        each.dtype == torch.float32 for part in (weights, gradients, totals) for each in part
+    ):
+        together = zip(weights, gradients, totals, strict=True)
+        if backend(weights[0].device) == "compiled" and all(map(_alike, together)):
+            from core.kernels import compiled
+
+            with torch.no_grad():
+                return compiled.gradient_totals(weights, gradients, totals, scale)
+    each = zip(weights, gradients, totals, strict=True)
+    return torch.stack([gradient_sums(w, g, t, scale=scale).sum(1) for w, g, t in each])
+
+
 def moment_sums(
     x: Float[Tensor, "*shape"], *, pivot: float, near: float, scale: float = 1.0
 ) -> Float[Tensor, 5]:
@@ -284,6 +315,7 @@ __all__ = [
     "backend",
     "folded",
     "gradient_sums",
+    "gradient_totals",
     "moment_sums",
     "unit_sums",
 ]

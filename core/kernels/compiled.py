@@ -65,6 +65,16 @@ class _Job(ctypes.Structure):
     ]
 
 
+class _Weight(ctypes.Structure):
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("total", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+    ]
+
+
 def _compilers() -> list[tuple[str, ...]]:
     """Return the commands to try, the one asked for by CC first."""
     try:
@@ -187,6 +197,10 @@ def library() -> Any | None:
         loaded.gradient_sums.restype = None
         loaded.moment_sums.argtypes = [pointer, long, *[ctypes.c_float] * 3, pointer]
         loaded.moment_sums.restype = None
+        loaded.across.argtypes = [pointer, long, pointer]
+        loaded.across.restype = None
+        loaded.all_gradients.argtypes = [pointer, long, ctypes.c_float, pointer, pointer]
+        loaded.all_gradients.restype = None
         loaded.add_up.argtypes = [pointer, long, long, pointer]
         loaded.add_up.restype = None
         loaded.all_sums.argtypes = [pointer, pointer]
@@ -360,6 +374,36 @@ def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale:
             out[:, first : first + count] = part
 
     _each(pieces, work)
+    return out
+
+
+def gradient_totals(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], totals: Sequence[Tensor], scale: float
+) -> Tensor:
+    """Return (weights, 4) float64: `gradient_sums` of each, over its rows. See there.
+
+    By one thread it is one call: a network has hundreds of weights, most of them small.
+    """
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError("the compiled kernel is not there; ask `backend` first")
+    out = torch.zeros((len(weights), 4), dtype=torch.float64)
+    if torch.get_num_threads() > 1:
+        for i, each in enumerate(zip(weights, gradients, totals, strict=True)):
+            by_row = gradient_sums(*each, scale)
+            loaded.across(by_row.data_ptr(), by_row.shape[1], out[i].data_ptr())
+        return out
+    rows = [each.shape[0] if each.ndim else 1 for each in weights]
+    jobs = (_Weight * len(weights))(
+        *(
+            _Weight(w.data_ptr(), g.data_ptr(), t.data_ptr(), count, w.numel() // max(count, 1))
+            for w, g, t, count in zip(weights, gradients, totals, rows, strict=True)
+        )
+    )
+    room = torch.empty((4, max(rows, default=1)), dtype=torch.float64)
+    loaded.all_gradients(
+        ctypes.addressof(jobs), len(weights), scale, room.data_ptr(), out.data_ptr()
+    )
     return out
 
 

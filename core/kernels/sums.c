@@ -314,6 +314,32 @@ void gradient_sums(const float *w, const float *g, float scale, float *total, lo
     }
 }
 
+/* Adds up sums by row, (4, rows), to (4). */
+void across(const double *by_row, long rows, double *out) {
+    for (long k = 0; k < 4; k++) {
+        double sum = 0;
+        for (long r = 0; r < rows; r++) sum += by_row[k * rows + r];
+        out[k] = sum;
+    }
+}
+
+typedef struct {
+    const float *w, *g;
+    float *total;
+    int64_t rows, inner;
+} weight;
+
+/* `gradient_sums` of n weights by one thread, summed over rows: out (n, 4), room for (4, rows) of
+ * the longest. */
+void all_gradients(const weight *each, long n, float scale, double *room, double *out) {
+    for (long i = 0; i < n; i++) {
+        const weight *j = each + i;
+        memset(room, 0, (size_t)(4 * j->rows) * sizeof(double));
+        gradient_sums(j->w, j->g, scale, j->total, j->rows, j->inner, room);
+        across(room, j->rows, out + 4 * i);
+    }
+}
+
 /* One read of n values: with d = (x - pivot) * scale adds sum d, sum d^2, sum d^3, sum d^4 and the count of
  * |x| < near to out (5). */
 void moment_sums(const float *x, long n, float pivot, float scale, float near, double *out) {

@@ -27,7 +27,7 @@ from core.activations import Activation, saturated_intervals
 from core.attention import Attention
 from core.errors import DataError, ModelError
 from core.hooks import Hooks, batch_statistics, module_kept
-from core.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_sums
+from core.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_totals
 from core.measure.shard import (
     ROWS_AN_IMAGE,
     GradientTotal,
@@ -227,7 +227,7 @@ class Gauge:
         except RUN_ERRORS as error:
             raise _explained(error, inputs, labels) from error
         passed = perf_counter()
-        norms = {name: self._add_gradient(name, each) for name, each in gradients.items()}
+        norms = self._add_gradients(gradients)
         del gradients
         self._add_reads()
         self.shard.samples += self._rows
@@ -302,13 +302,21 @@ class Gauge:
         self._scale /= 4
         self._settled = True
 
-    def _add_gradient(self, name: str, gradient: Tensor) -> Tensor:
-        held = self.shard.gradients[name]
-        sums = gradient_sums(self._wanted[name], gradient, held.total, scale=1 / self._scale)
-        total = sums.sum(1)
-        held.squares = held.squares + total[0] / self._rows
-        held.reached += 1
-        return total
+    def _add_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add this batch's gradients to the sums; return (4,) sums of each by name."""
+        if not gradients:
+            return {}
+        held = [self.shard.gradients[name] for name in gradients]
+        sums = gradient_totals(
+            [self._wanted[name] for name in gradients],
+            list(gradients.values()),
+            [each.total for each in held],
+            scale=1 / self._scale,
+        )
+        for each, square in zip(held, (sums[:, 0] / self._rows).unbind(), strict=True):
+            each.squares = each.squares + square
+            each.reached += 1
+        return dict(zip(gradients, sums.unbind(), strict=True))
 
     def _batch_figures(self, norms: dict[str, Tensor]) -> Tensor:
         """Return (layers, figures) of this batch, all layers in the same few operations."""
