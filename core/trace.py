@@ -42,6 +42,27 @@ class Site:
 OnActivation = Callable[[Site, Tensor], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cue:
+    """One activation or attention of a pass, by which the next pass knows its own.
+
+    Attributes:
+        site: The activation; None for attention.
+        shape: Shape of its input but for the first axis.
+        attention: Name of the attention's site.
+        inside: Path of the module it ran in.
+    """
+
+    site: Site | None
+    shape: tuple[int, ...] = ()
+    attention: str = ""
+    inside: str = ""
+
+
+class OtherPassError(Exception):
+    """A pass took another way through the network than the pass it was held to."""
+
+
 class _Catcher(TorchFunctionMode):
     def __init__(
         self,
@@ -50,11 +71,14 @@ class _Catcher(TorchFunctionMode):
         after: Callable[[Site, Tensor], None],
         attended: Callable[[str, str, Attention], None] | None,
         called: OnCall | None,
+        known: Sequence[_Cue] | None,
     ) -> None:
         super().__init__()
         self._running, self._before, self._after = running, before, after
         self._attended, self._called = attended, called
         self._calls: Counter[str] = Counter()
+        self._known = known
+        self.cues: list[_Cue] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -72,10 +96,34 @@ class _Catcher(TorchFunctionMode):
             if self._attended is not None:
                 attention = attention_of(func, args, kwargs, result)
                 if attention is not None:
-                    inside = self._running[-1][0]
-                    base = f"{inside}:attention".lstrip(":")
-                    self._attended(self._named(base), inside, attention)
+                    cue = self._attention_cue()
+                    self._attended(cue.attention, cue.inside, attention)
             return result
+        site = self._site(activation, z)
+        # An in-place activation overwrites z: whoever wants z must read it now.
+        self._before(site, z)
+        result = func(*args, **kwargs)
+        self._after(site, result)
+        return result
+
+    def _attention_cue(self) -> _Cue:
+        if self._known is not None:
+            cue = self._next()
+            if cue.site is not None:
+                raise OtherPassError
+            return cue
+        inside = self._running[-1][0]
+        named = self._named(f"{inside}:attention".lstrip(":"))
+        self.cues.append(_Cue(None, attention=named, inside=inside))
+        return self.cues[-1]
+
+    def _site(self, activation: Activation, z: Tensor) -> Site:
+        shape = tuple(z.shape[1:])
+        if self._known is not None:
+            cue = self._next()
+            if cue.site is None or cue.site.activation != activation or cue.shape != shape:
+                raise OtherPassError
+            return cue.site
         name, module = self._running[-1]
         own = not any(True for _ in module.children()) and not any(
             True for _ in module.parameters(recurse=False)
@@ -86,11 +134,15 @@ class _Catcher(TorchFunctionMode):
             activation=activation,
             type=type(module).__name__ if own else activation.name,
         )
-        # An in-place activation overwrites z: whoever wants z must read it now.
-        self._before(site, z)
-        result = func(*args, **kwargs)
-        self._after(site, result)
-        return result
+        self.cues.append(_Cue(site, shape))
+        return site
+
+    def _next(self) -> _Cue:
+        known = self._known or ()
+        if len(self.cues) >= len(known):
+            raise OtherPassError
+        self.cues.append(known[len(self.cues)])
+        return self.cues[-1]
 
     def _named(self, base: str) -> str:
         self._calls[base] += 1
@@ -99,14 +151,23 @@ class _Catcher(TorchFunctionMode):
 
 
 class Watch:
-    """A network whose modules tell when they run. Use it only through `watched`."""
+    """A network under watch for several passes. Use it only through `watched`.
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    In the first pass modules tell when they run, which names its activations. Every later one is
+    held to it, activation by activation, and its modules run undisturbed.
+    """
+
+    def __init__(self, module: nn.Module, on_layer: OnLayer | None) -> None:
+        self._module, self._on_layer = module, on_layer
         self._running: list[tuple[str, nn.Module]] = [("", module)]
+        self._holder = Hooks()
+        self._cues: list[_Cue] | None = None
+        self.forget()
 
-    def listen(self, holder: Hooks, on_layer: OnLayer | None) -> None:
-        """Put hooks on every module."""
+    def forget(self) -> None:
+        """Have modules tell when they run, in the next pass."""
+        self._cues = None
+        self.close()
         for name, each in self._module.named_modules():
 
             def enter(entered: nn.Module, _: Any, name: str = name) -> None:
@@ -114,11 +175,15 @@ class Watch:
 
             def leave(left: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 self._running.pop()
-                if on_layer is not None and output is not None and left._parameters:
-                    on_layer(name, left, args, output)
+                if self._on_layer is not None and output is not None and left._parameters:
+                    self._on_layer(name, left, args, output)
 
-            holder.before(each, enter)
-            holder.after(each, leave, always=True)
+            self._holder.before(each, enter)
+            self._holder.after(each, leave, always=True)
+
+    def close(self) -> None:
+        """Take every hook off the modules."""
+        self._holder.close()
 
     @contextmanager
     def kept(self) -> Iterator[Hooks]:
@@ -135,10 +200,23 @@ class Watch:
         on_attention: Callable[[str, str, Attention], None] | None = None,
         on_call: OnCall | None = None,
     ) -> Iterator[None]:
-        """Watch the one forward pass run inside the block; see `watched_forward`."""
+        """Watch the one forward pass run inside the block; see `watched_forward`.
+
+        Raises:
+            OtherPassError: It took another way than the first; `forget` that one.
+        """
         del self._running[1:]
-        with _Catcher(self._running, before_activation, after_activation, on_attention, on_call):
+        catcher = _Catcher(
+            self._running, before_activation, after_activation, on_attention, on_call, self._cues
+        )
+        with catcher:
             yield
+        if self._cues is not None:
+            if len(catcher.cues) != len(self._cues):
+                raise OtherPassError
+        elif self._on_layer is None and on_call is None:
+            self._cues = catcher.cues
+            self.close()
 
 
 @contextmanager
@@ -150,10 +228,11 @@ def watched(module: nn.Module, *, on_layer: OnLayer | None = None) -> Iterator[W
         on_layer: Called with (path, module, args, output) after each module that owns
             parameters has run, once a call.
     """
-    watch = Watch(module)
-    with hooks() as holder:
-        watch.listen(holder, on_layer)
+    watch = Watch(module, on_layer)
+    try:
         yield watch
+    finally:
+        watch.close()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from core.errors import ModelError
 from core.load import build_module, head_names, resolve_model
 from core.measure import measure_network
 from core.outline import example_input, stage_of
-from core.trace import Site, first_tensor, watched_forward
+from core.trace import OtherPassError, Site, first_tensor, watched, watched_forward
 from tests.reference import (
     elu,
     gelu,
@@ -577,3 +577,83 @@ def test_a_library_transformer_is_outlined_whole() -> None:
     assert {each.name: each.activation for each in outline.layers if each.activation} == {
         f"blocks.{i}.mlp.fc1": f"blocks.{i}.mlp.act" for i in range(len(module.blocks))
     }
+
+
+# Later passes are held to the first
+
+
+class Turning(nn.Module):
+    """Goes one way with bright images and another with dark ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = bool(x.mean() > 0)
+        x = F.relu(self.stem(x))
+        x = F.relu(self.left(x)) if bright else F.gelu(self.right(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def hooked(module: nn.Module) -> int:
+    return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in module.modules())
+
+
+def test_modules_run_undisturbed_once_their_activations_are_known() -> None:
+    module = Turning()
+    passes: list[list[str]] = []
+    hooks_in_the_pass: list[int] = []
+    with watched(module) as watch:
+        for _ in range(3):
+            passes.append([])
+
+            def seen(site: Site, z: Tensor) -> None:
+                passes[-1].append(site.name)
+                hooks_in_the_pass.append(hooked(module))
+
+            with watch.kept(), watch.forward(before_activation=seen):
+                module(torch.ones(2, 3, 4, 4))
+
+    assert passes == [["relu", "relu#2"]] * 3
+    assert hooks_in_the_pass[0] > 0
+    assert hooks_in_the_pass[2:] == [0] * 4
+    assert hooked(module) == 0
+
+
+@pytest.mark.parametrize("first", [1.0, -1.0])
+def test_a_pass_that_goes_another_way_is_refused(first: float) -> None:
+    module = Turning()
+    with watched(module) as watch:
+        with watch.kept(), watch.forward():
+            module(torch.full((2, 3, 4, 4), first))
+
+        with pytest.raises(OtherPassError), watch.kept(), watch.forward():
+            module(torch.full((2, 3, 4, 4), -first))
+
+        watch.forget()
+        with watch.kept(), watch.forward():
+            module(torch.full((2, 3, 4, 4), -first))
+    assert hooked(module) == 0
+
+
+def test_a_pass_that_ends_early_or_goes_on_is_refused() -> None:
+    class Longer(nn.Module):
+        times = 2
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(self.times):
+                x = F.relu(x)
+            return x
+
+    module = Longer()
+    for times in (1, 3):
+        module.times = 2
+        with watched(module) as watch:
+            with watch.kept(), watch.forward():
+                module(torch.ones(2, 3))
+            module.times = times
+            with pytest.raises(OtherPassError), watch.kept(), watch.forward():
+                module(torch.ones(2, 3))

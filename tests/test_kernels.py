@@ -20,7 +20,17 @@ from torch import Tensor
 
 from core import kernels
 from core.activations import FUNCTIONS, activation_of
-from core.kernels import Limits, Want, backend, compiled, gradient_sums, plain, unit_sums
+from core.kernels import (
+    Limits,
+    Reader,
+    Want,
+    backend,
+    compiled,
+    gradient_sums,
+    gradient_totals,
+    plain,
+    unit_sums,
+)
 from core.measure import measure_network
 from core.measure.gauge import _wanted_of
 from tests.zoo import ZOO
@@ -200,6 +210,30 @@ def test_threads_do_not_change_a_bit(shape: tuple[int, ...], axis: int) -> None:
     assert [torch.equal(each, found[0]) for each in found] == [True] * 3
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "copied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_reader_gives_the_same_bits_time_after_time(
+    layout: str, dtype: torch.dtype, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    try:
+        torch.set_num_threads(threads)
+        for shape in ((2, 24, 9, 9), (3, 24, 9, 9), (40, 48, 33, 33)):
+            reader = Reader(1, MEASURED[-1], LIMITS[2])
+            for _ in range(3):
+                x = torch.randn(shape).to(dtype)
+                if layout == "channels_last":
+                    x = x.contiguous(memory_format=torch.channels_last)
+                if layout == "copied":
+                    x = x.repeat_interleave(2, 3)[..., ::2]
+                x.requires_grad_(True)
+                assert torch.equal(reader(x), unit_sums(x, 1, MEASURED[-1], LIMITS[2]))
+    finally:
+        torch.set_num_threads(before)
+
+
 # Sums over a weight's gradient.
 
 
@@ -294,6 +328,43 @@ def test_threads_do_not_change_a_bit_of_a_gradient() -> None:
 
     assert [torch.equal(each, found[0]) for each in found] == [True] * 3
     assert [torch.equal(each, totals[0]) for each in totals] == [True] * 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_totals_of_many_gradients_are_those_of_each(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    shapes = ((), (5,), (7, 3), (40, 6, 3, 3), (2000, 600))
+    weights, gradients_, totals = ([torch.randn(shape) for shape in shapes] for _ in range(3))
+    weights[1][2] = gradients_[1][2] = 0.0
+    kept = [each.clone() for each in totals]
+    try:
+        torch.set_num_threads(threads)
+        found = gradient_totals(weights, gradients_, totals, scale=0.5)
+    finally:
+        torch.set_num_threads(before)
+
+    for row, weight, gradient, total, old in zip(
+        found, weights, gradients_, totals, kept, strict=True
+    ):
+        truth = plain.gradient_sums(weight, gradient, old, 0.5).sum(1)
+        torch.testing.assert_close(row, truth, rtol=ROUNDING, atol=1e-30)
+        assert torch.equal(total, old)
+
+
+@needs_compiler
+def test_threads_do_not_change_a_bit_of_totals() -> None:
+    weight, gradient, total = large_gradient((2000, 600))
+    before, found = torch.get_num_threads(), []
+
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(gradient_totals([weight], [gradient], [total.clone()], scale=0.5))
+    finally:
+        torch.set_num_threads(before)
+
+    assert [torch.equal(each, found[0]) for each in found] == [True] * 3
 
 
 # Where there is no kernel.

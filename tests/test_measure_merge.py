@@ -22,9 +22,10 @@ from core.errors import OptionError
 from core.measure import Shard, figures_of, shard_from, shard_state, watching
 from core.measure.shard import RANK_ROWS, RowSample, positions
 from core.pipeline import _part_sha256, diagnose, measure_part, merge_parts
-from core.records import Diagnosis, MetricValue
+from core.records import Diagnosis, LayerInfo, MetricValue, ParameterInfo
 from core.reductions import Moments
 from tests.reference import looked_at_positions, mixed
+from tests.test_activations_and_trace import Turning
 from tests.zoo import CLASSES, ZOO
 
 # Sums of a few batches in float64, added in another order.
@@ -558,3 +559,45 @@ def test_a_damaged_part_is_refused(
 
     with pytest.raises(OptionError, match=r"A part is damaged\. Measure it again"):
         merge_parts([parts[0], odd, parts[2]])
+
+
+def test_batches_that_go_other_ways_through_a_network_are_each_measured() -> None:
+    module = Turning()
+    layers = [
+        LayerInfo(
+            name=name,
+            index=i,
+            type="Conv2d",
+            kind="conv",
+            stage=name,
+            parameters=(ParameterInfo(name=f"{name}.weight", shape=(4, 3, 3, 3), count=108),),
+            activation=activation,
+        )
+        for i, (name, activation) in enumerate(
+            (("stem", "relu"), ("left", "relu#2"), ("right", "gelu"))
+        )
+    ]
+    noise = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1])
+    batches = [torch.randn(2, 3, 6, 6, generator=noise) + shift for shift in (1, 1, -1, -1, 1)]
+
+    with watching(module, layers) as gauge:
+        for i, inputs in enumerate(batches):
+            gauge.add(inputs, labels, first=2 * i)
+        together = gauge.shard
+    apart = None
+    for i, inputs in enumerate(batches):
+        with watching(module, layers) as gauge:
+            gauge.add(inputs, labels, first=2 * i)
+        apart = gauge.shard if apart is None else apart.merged(gauge.shard)
+
+    assert apart is not None
+    own, other = shard_state(together), shard_state(apart)
+    assert own.keys() == other.keys()
+    assert {key.split("/")[1] for key in own if key.startswith("site/")} == {
+        "relu",
+        "relu#2",
+        "gelu",
+    }
+    for key in own:
+        assert torch.allclose(own[key].double(), other[key].double(), rtol=TOTALS, atol=1e-7), key

@@ -29,10 +29,10 @@ from core.errors import DataError, ModelError
 from core.hooks import Hooks, batch_statistics, module_kept
 from core.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_totals
 from core.measure.shard import (
+    NO_KEYS,
     ROWS_AN_IMAGE,
     GradientTotal,
     HeadSums,
-    RowSample,
     Shard,
     SiteSums,
     best_keys,
@@ -43,7 +43,7 @@ from core.metrics import DORMANT_TAU, NEAR_ZERO_OUTPUT, RARELY_ACTIVE
 from core.records import LayerInfo
 from core.reductions import Moments, binary_entropy, unit_axis
 from core.seeding import random_state_kept
-from core.trace import Site, Watch, first_tensor, watched
+from core.trace import OtherPassError, Site, Watch, first_tensor, watched
 
 P = ParamSpec("P")
 
@@ -183,6 +183,7 @@ class Gauge:
         # Of the batch in hand: which activations were read, attention by layer, and which rows
         # of an activation of so many positions are kept.
         self._reads: list[_Ear] = []
+        self._rows_taken: list[tuple[str, _Offer, Tensor | None]] = []
         self._attention: dict[int, Tensor] = {}
         self._offers: dict[tuple[int, int, int], _Offer] = {}
         self._segments: tuple[tuple[int, ...], Tensor, Tensor] | None = None
@@ -214,16 +215,13 @@ class Gauge:
         self._first, self._rows = first, len(inputs)
         if not self._settled:
             self._settle(inputs, labels)
-        self._reads, self._attention, self._offers = [], {}, {}
         try:
-            with torch.enable_grad(), self._watch.kept() as self._hooks:
-                with self._watch.forward(
-                    before_activation=self._timed(self._before),
-                    after_activation=self._timed(self._after),
-                    on_attention=self._timed(self._attended) if self._asking else None,
-                ):
-                    loss = self._loss(inputs, labels)
-                gradients = self._gradients(loss)
+            try:
+                loss, gradients = self._pass(inputs, labels)
+            except OtherPassError:
+                # A network that goes another way with other images is named anew.
+                self._watch.forget()
+                loss, gradients = self._pass(inputs, labels)
         except RUN_ERRORS as error:
             raise _explained(error, inputs, labels) from error
         passed = perf_counter()
@@ -255,6 +253,18 @@ class Gauge:
         finally:
             self.shard = held
         self.sites |= known
+
+    def _pass(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and its gradients; reads wait to be added."""
+        self._reads, self._rows_taken, self._attention, self._offers = [], [], {}, {}
+        with torch.enable_grad(), self._watch.kept() as self._hooks:
+            with self._watch.forward(
+                before_activation=self._timed(self._before),
+                after_activation=self._timed(self._after),
+                on_attention=self._timed(self._attended) if self._asking else None,
+            ):
+                loss = self._loss(inputs, labels)
+            return loss, self._gradients(loss)
 
     def _timed(self, call: Callable[P, None]) -> Callable[P, None]:
         def timed(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -445,11 +455,7 @@ class Gauge:
         if ear is None:
             return
         ear.sums, ear.gradient = ear.read(h), None
-        known = self.shard.sites.get(site.name)
-        if known is None:
-            known = self.shard.sites[site.name] = SiteSums.empty(ear.units, h.device)
-            self.sites[site.name] = site
-        self._keep_rows(known, h.detach(), ear.axis)
+        self._take_rows(site.name, h.detach(), ear.axis)
         self._reads.append(ear)
 
         def on_gradient(gradient: Tensor) -> None:
@@ -464,7 +470,11 @@ class Gauge:
     def _add_reads(self) -> None:
         """Add what was read of the batch in hand to the sums."""
         for ear in self._reads:
-            known = self.shard.sites[ear.site.name]
+            known = self.shard.sites.get(ear.site.name)
+            if known is None:
+                known = SiteSums.empty(ear.units, ear.sums.device)
+                self.shard.sites[ear.site.name] = known
+                self.sites[ear.site.name] = ear.site
             if ear.before is not None:
                 ear.sums += ear.before
             if ear.site.activation.rectifies:
@@ -476,9 +486,12 @@ class Gauge:
                     ear.gradient /= self._scale
                 known.gradient += ear.gradient
                 known.gradient_rows += ear.rows
+        for name, offer, rows in self._rows_taken:
+            sample = self.shard.sites[name].sample
+            sample.take_in(offer.after, offer.where, rows, offered=offer.offered)
 
-    def _keep_rows(self, known: SiteSums, h: Tensor, axis: int) -> None:
-        """Offer some rows of h to the sample that its rank is taken from.
+    def _take_rows(self, name: str, h: Tensor, axis: int) -> None:
+        """Take some rows of h for the sample that its rank is taken from.
 
         The choice depends on the number of the image and of positions alone, so that all
         activations of one size share it.
@@ -486,10 +499,11 @@ class Gauge:
         last = h.movedim(axis, -1)
         size = last.shape[0], math.prod(last.shape[1:-1])
         # Samples of one size hold one array of keys.
-        keys = known.sample.keys
+        known = self.shard.sites.get(name)
+        keys = NO_KEYS if known is None else known.sample.keys
         offer = self._offers.get((*size, id(keys)))
         if offer is None:
-            offer = self._offers[*size, id(keys)] = self._offered(size, known.sample)
+            offer = self._offers[*size, id(keys)] = self._offered(size, keys)
         rows = None
         if len(offer.flat) and last.is_contiguous():
             # In the order of memory a position is one number, whatever the number of axes.
@@ -497,18 +511,18 @@ class Gauge:
         elif len(offer.flat):
             inside = np.unravel_index(offer.places, last.shape[1:-1]) if last.ndim > 2 else ()
             rows = last[tuple(_on(each, h.device) for each in (offer.images, *inside))]
-        known.sample.take_in(offer.after, offer.where, rows, offered=offer.offered)
+        self._rows_taken.append((name, offer, rows))
 
-    def _offered(self, size: tuple[int, int], sample: RowSample) -> _Offer:
+    def _offered(self, size: tuple[int, int], held: np.ndarray) -> _Offer:
         samples = self._samples(size[0])
         chosen = positions(samples, size[1], most=ROWS_AN_IMAGE, salt=size[1])
         numbers = samples[:, None].astype(np.uint64) * np.uint64(2**24)
         keys = hashed(numbers + chosen.astype(np.uint64), salt=1).ravel()
-        after, new, where = best_keys(sample.keys, keys)
+        after, new, where = best_keys(held, keys)
         images = np.repeat(np.arange(size[0]), chosen.shape[1])[new]
         places = chosen.ravel()[new]
         flat = _on(images * size[1] + places, self.device)
-        return _Offer(sample.keys, after, len(keys), images, places, flat, _on(where, self.device))
+        return _Offer(held, after, len(keys), images, places, flat, _on(where, self.device))
 
     def _attended(self, name: str, inside: str, attention: Attention) -> None:
         del inside

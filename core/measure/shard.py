@@ -83,7 +83,7 @@ def best_keys(held: np.ndarray, offered: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 # One array, so that samples that hold nothing hold the same.
-_NO_KEYS = np.empty(0, dtype=np.uint64)
+NO_KEYS = np.empty(0, dtype=np.uint64)
 
 
 class RowSample:
@@ -98,7 +98,7 @@ class RowSample:
     """
 
     def __init__(self) -> None:
-        self.keys = _NO_KEYS
+        self.keys = NO_KEYS
         self.offered = 0
         self._rows: Tensor | None = None
 
