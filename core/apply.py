@@ -135,7 +135,7 @@ def apply_plan(
         parameters_touched=touched,
         parameters_total=sum(state[name].numel() for name in set(owner.values())),
         changes=tuple(changes),
-        warnings=_warnings(changes),
+        warnings=(*_warnings(changes), *_alike(changes, edited)),
     )
     return edited, receipt
 
@@ -287,6 +287,25 @@ def _change(
         relative_change=relative,
         norm_before=before,
         norm_after=after,
+    )
+
+
+def _alike(changes: list[TensorChange], edited: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Warn of weights whose units are all the same: they get one gradient and stay the same."""
+    names = [
+        change.name
+        for change in changes
+        if not change.buffer
+        and change.selected == change.entries > 1
+        and edited[change.name].ndim > 1
+        and bool((edited[change.name] == edited[change.name].flatten()[0]).all())
+    ]
+    if not names:
+        return ()
+    first = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"Every entry of {first} is one number: all units there are alike, get the same gradient "
+        "and can hardly become different. Reset a share of the entries, or draw the values.",
     )
 
 

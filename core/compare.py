@@ -11,26 +11,45 @@ from scipy import stats
 
 from core.records import ABComparison, ArmCurve, ArmDifference
 
-CONTROL = "control"
+# The untouched network, and the arm that resets as much at random.
+CONTROL = "untouched"
+RANDOM = "random control"
 CONFIDENCE = 0.95
 
 Measure = Literal["final_val_accuracy", "mean_val_accuracy", "loss_gain"]
 
 
-def compare_curves(curves: Sequence[ArmCurve], *, control: str = CONTROL) -> ABComparison:
-    """Compare every arm with the control, paired by seed.
+def compare_curves(curves: Sequence[ArmCurve]) -> ABComparison:
+    """Compare every arm with the untouched network and with the random control, paired by seed.
 
     Only steps that both arms of a pair have taken count, so an unfinished run can be compared.
 
     Args:
-        curves: One a pair of arm and seed, steps in order.
-        control: Name of the arm the others are held against.
+        curves: One a pair of arm and seed, steps in order; the arms the others are held against
+            are `CONTROL` and, if there is one, `RANDOM`.
 
     Returns:
         Differences with 95 % t intervals over seeds, and a sentence. Pairs without a common
         evaluation after step 0 do not count, nor do seeds that got less far than others of the
         same arm; a caveat says how many.
     """
+    differences, behind = _against(CONTROL, curves)
+    plans = [curve for curve in curves if curve.arm != CONTROL]
+    from_random, _ = _against(RANDOM, plans)
+    sentences = [_sentence(differences, "the untouched network")]
+    if from_random:
+        sentences.append(_sentence(from_random, "the random control"))
+    return ABComparison(
+        control=CONTROL,
+        differences=tuple(differences),
+        from_random=tuple(from_random),
+        sentence=" ".join(sentences),
+        caveats=_caveats(differences, behind),
+    )
+
+
+def _against(control: str, curves: Sequence[ArmCurve]) -> tuple[list[ArmDifference], int]:
+    """Return each other arm's differences from one, and how many pairs are behind the others."""
     by_key = {(curve.arm, curve.seed): curve for curve in curves}
     arms = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm != control]
     differences: list[ArmDifference] = []
@@ -51,12 +70,7 @@ def compare_curves(curves: Sequence[ArmCurve], *, control: str = CONTROL) -> ABC
         measures: tuple[Measure, ...] = ("final_val_accuracy", "mean_val_accuracy", "loss_gain")
         for i, measure in enumerate(measures):
             differences.append(_difference(arm, measure, [pair[i] for pair in whole]))
-    return ABComparison(
-        control=control,
-        differences=tuple(differences),
-        sentence=_sentence(differences),
-        caveats=_caveats(differences, behind),
-    )
+    return differences, behind
 
 
 def _paired(control: ArmCurve, arm: ArmCurve) -> tuple[int, tuple[float, float, float]] | None:
@@ -115,7 +129,7 @@ def _difference(arm: str, measure: Measure, values: list[float]) -> ArmDifferenc
     )
 
 
-def _sentence(differences: Sequence[ArmDifference]) -> str:
+def _sentence(differences: Sequence[ArmDifference], other: str) -> str:
     rows = [each for each in differences if each.measure == "final_val_accuracy"]
     if not rows:
         return "No pair of arms has reached an evaluation yet."
@@ -125,12 +139,12 @@ def _sentence(differences: Sequence[ArmDifference]) -> str:
         seeds = f"{row.seeds} seed" + ("" if row.seeds == 1 else "s")
         if row.low is None or row.high is None:
             parts.append(
-                f'"{row.arm}" against the control: {points} ({seeds}: no interval, so '
+                f'"{row.arm}" against {other}: {points} ({seeds}: no interval, so '
                 "nothing can be said yet)"
             )
         else:
             interval = f"95 % interval {100 * row.low:+.1f} to {100 * row.high:+.1f}, {seeds}"
-            parts.append(f'"{row.arm}" against the control: {row.verdict}, {points} ({interval})')
+            parts.append(f'"{row.arm}" against {other}: {row.verdict}, {points} ({interval})')
     return "; ".join(parts) + "."
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from core.compare import CONTROL
 from core.records import ArmCurve, DataOutline, Diagnosis, LayerReport, ModelOutline
 from dashboard import words
 
@@ -342,8 +343,8 @@ def class_bars(data: DataOutline, *, dark: bool = False) -> go.Figure:
 
 def arm_styles(arms: Sequence[str], *, dark: bool = False) -> dict[str, tuple[str, str]]:
     """Return colour and dash of each arm; the control is grey whatever else there is."""
-    styles = {"control": (QUIET[dark], "solid")}
-    others = [arm for arm in arms if arm != "control"]
+    styles = {CONTROL: (QUIET[dark], "solid")}
+    others = [arm for arm in arms if arm != CONTROL]
     for place, arm in enumerate(others):
         colours = ARM_COLOURS[dark]
         styles[arm] = (colours[place % len(colours)], ARM_DASHES[place % len(ARM_DASHES)])
@@ -353,7 +354,7 @@ def arm_styles(arms: Sequence[str], *, dark: bool = False) -> dict[str, tuple[st
 def arm_order(curves: Sequence[ArmCurve]) -> list[str]:
     """Return the arms, the control first, the rest in the order they began."""
     arms = list(dict.fromkeys(curve.arm for curve in curves))
-    return sorted(arms, key=lambda arm: arm != "control")
+    return sorted(arms, key=lambda arm: arm != CONTROL)
 
 
 def curve_figure(
@@ -439,6 +440,8 @@ def curve_figure(
             "title": {"text": "validation accuracy" if accuracy else "training loss (nats)"},
             "tickformat": ".0%" if accuracy else None,
             "rangemode": "tozero",
+            # Before the first look at the validation images there is nothing to fit the axis to.
+            "range": [0, 1] if accuracy and not figure.data else None,
         },
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "itemwidth": 30},
         margin={"l": 8, "r": 12, "t": 36, "b": 8},
@@ -531,7 +534,7 @@ def _cell_text(layer: LayerReport, info: MetricInfo) -> str:
     ]
     if value is None or value.value is None:
         reason = value.reason if value is not None and value.reason else "not measured"
-        return "<br>".join([*lines, f"not applicable: {html.escape(reason)}"])
+        return "<br>".join([*lines, html.escape(words.not_there(reason))])
     parts = (words.figure(value.value), words.plus_minus(value), words.at_most(value))
     lines.append(f"{' '.join(part for part in parts if part)} (n = {value.n:,})")
     if twin is not None and twin.value is not None:

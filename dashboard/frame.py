@@ -309,7 +309,7 @@ def findings(found: Sequence[Finding], *, key: str, disabled: bool = False) -> N
     with st.container(gap=None, key=key):
         for place, finding in enumerate(found):
             st.button(
-                words.escape(finding.sentence),
+                words.escape(words.finding(finding)),
                 key=f"{key}_{place}",
                 type="tertiary",
                 icon=SEVERITY_ICONS[finding.severity],

@@ -15,12 +15,14 @@ from core.records import ModelOutline, PlanPreview
 from dashboard import frame, store, words
 
 PLAN_RUN = "plan_run"
+# Once used the box stays open: another value would make it another box, which begins anew.
+RULES_OPEN = "rules_open"
 PREVIEW_PX = 300
 
 
 def by_rule(space: store.Workspace) -> None:
     """Draw the choice of a rule, its run, and what became of it."""
-    with st.expander("Choose by a published rule", expanded=PLAN_RUN in st.session_state):
+    with st.expander("Choose by a published rule", expanded=RULES_OPEN in st.session_state):
         run = store.live_run("plan")
         if run is not None:
             _live(run)
@@ -37,9 +39,9 @@ def _form(space: store.Workspace) -> None:
             "Rule",
             list(infos),
             key="rule",
-            width=330,
+            width=420,
             help=words.RULE_HELP,
-            format_func=lambda each: infos[each].title,
+            format_func=lambda each: f"{infos[each].title} ({each})",
         )
         info = infos[name]
         options = {
@@ -66,6 +68,7 @@ def _form(space: store.Workspace) -> None:
         if st.button("Make the plan", key="rule_start", type="primary"):
             with frame.said():
                 st.session_state[PLAN_RUN] = store.start_plan(name, options, scheme, int(seed))
+                st.session_state[RULES_OPEN] = True
                 st.rerun()
     st.caption(words.escape(f"{info.description} Source: {info.source}."))
     if info.needs == "a diagnosis" and not _measured(space):

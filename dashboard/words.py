@@ -11,6 +11,7 @@ from core.errors import LimberError
 from core.records import (
     ArmDifference,
     DiagnosisHeader,
+    Finding,
     MetricValue,
     ModelOutline,
     Preprocessing,
@@ -174,6 +175,19 @@ LR_HELP = (
     "speed-up: compare at a rate at which the untouched network learns well. The new head learns "
     "at 0.001 at least."
 )
+
+
+def finding(found: Finding) -> str:
+    """Return a finding with the first of its layers by name."""
+    more = f" and {len(found.layers) - 2} more" if len(found.layers) > 2 else ""
+    named = f" ({', '.join(found.layers[:2])}{more})" if found.layers else ""
+    return f"{found.sentence}{named}"
+
+
+def not_there(reason: str) -> str:
+    """Return why a figure is missing: it was not asked for, or means nothing there."""
+    return reason if reason.startswith("not measured") else f"not applicable: {reason}"
+
 
 CONTROL_HELP = (
     "Also resets as much drawn at random: as many weights or units of the same layers, or as many "

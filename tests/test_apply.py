@@ -601,3 +601,13 @@ def test_another_head_seed_changes_the_head_alone() -> None:
     changed = {name for name in left if not torch.equal(left[name], right[name])}
     assert changed == {"classifier.weight"}
     assert json.loads(plan_json(plan))["model"]["head_seed"] == 0
+
+
+def test_units_that_are_all_alike_are_warned_of(cnn: Bench) -> None:
+    for scheme, warned in (("mean", True), ("zero", True), ("normal", False), ("permute", False)):
+        _, receipt = cnn.apply(make_plan(cnn.outline, ["stem", "block.conv1"], scheme=scheme))
+
+        said = [each for each in receipt.warnings if "all units there are alike" in each]
+        assert bool(said) is warned
+        if warned:
+            assert "stem.weight" in said[0]

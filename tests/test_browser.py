@@ -106,7 +106,7 @@ def test_the_whole_way_through_open_measure_pick_watch_export(
         page.wait_for_timeout(1500)
         assert _points(page) > early, "the curves did not move"
         body = page.inner_text("[data-testid=stMain]")
-        assert "against the control" in body
+        assert "against the untouched network" in body
         assert "random control" in body
 
         journey.go(page, "Export")

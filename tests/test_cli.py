@@ -530,7 +530,7 @@ def test_a_fine_tune_writes_curves_summary_and_events(
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert summary["finished"] is True
     assert summary["steps_done"] == 12
-    assert summary["final_val_accuracy"].keys() == {"control", "plan"}
+    assert summary["final_val_accuracy"].keys() == {"untouched", "plan"}
     assert (run / "plans" / "plan.json").read_bytes() == good_plan.read_bytes()
     told = events_of(events)
     steps = [row for row in told if row["event"] == "step"]
@@ -571,7 +571,7 @@ def check_stopped(tmp_path: Path) -> None:
     steps = [row for row in told if row["event"] == "step"]
     assert told[-1]["event"] == "stopped"
     assert len(rows) == len(steps) >= 6
-    done = [sum(row["arm"] == arm for row in rows) for arm in ("control", "plan")]
+    done = [sum(row["arm"] == arm for row in rows) for arm in ("untouched", "plan")]
     assert done[0] - done[1] in (0, 1)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["finished"] is False

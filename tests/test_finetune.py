@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from core.compare import compare_curves
+from core.compare import RANDOM, compare_curves
 from core.errors import ModelError, OptionError, PlanError
 from core.export import CURVE_COLUMNS, curves_csv, curves_of, read_curves
 from core.finetune import Arm, Images, Settings, batch_order, evaluate, finetune
@@ -76,16 +76,16 @@ def test_an_arm_whose_plan_changes_nothing_is_the_control_bit_for_bit() -> None:
 
     arms = by_arm(tiny_trial(same, seeds=(0, 3)).steps)
 
-    assert list(arms) == ["control", "same"]
-    assert arms["control"] == arms["same"]
-    assert len(arms["control"]) == 2 * 5
+    assert list(arms) == ["untouched", "same"]
+    assert arms["untouched"] == arms["same"]
+    assert len(arms["untouched"]) == 2 * 5
 
 
 def test_an_arm_whose_plan_changes_something_goes_its_own_way() -> None:
     arms = by_arm(tiny_trial(tiny_plan()).steps)
 
     losses = {arm: [row[2] for row in rows] for arm, rows in arms.items()}
-    assert losses["control"][1] != losses["plan"][1]
+    assert losses["untouched"][1] != losses["plan"][1]
 
 
 def test_the_same_seeds_give_the_same_curves_again() -> None:
@@ -114,14 +114,14 @@ def test_one_arm_does_not_change_another() -> None:
     alone = by_arm(tiny_trial().steps)
     among = by_arm(tiny_trial(tiny_plan(), tiny_plan(scheme="zero", name="zero")).steps)
 
-    assert among["control"] == alone["control"]
+    assert among["untouched"] == alone["untouched"]
 
 
 def test_arms_take_each_step_in_turn_and_are_evaluated_when_due() -> None:
     steps = list(tiny_trial(tiny_plan(), steps=5).steps)
 
     assert [(step.step, step.arm) for step in steps] == [
-        (number, arm) for number in range(6) for arm in ("control", "plan")
+        (number, arm) for number in range(6) for arm in ("untouched", "plan")
     ]
     assert [step.step for step in steps if step.val_accuracy is not None][::2] == [0, 2, 4, 5]
     assert [step.step for step in steps if step.train_loss is None][::2] == [0]
@@ -216,7 +216,7 @@ def toy_settings(**changed: Any) -> Settings:
 
 def test_arms_of_a_seed_see_the_same_batches_and_the_same_masks() -> None:
     made: list[Recorder] = []
-    arms = [toy_arm("control", made), toy_arm("plan", made)]
+    arms = [toy_arm("untouched", made), toy_arm("plan", made)]
 
     list(finetune(arms, toy_images(), toy_settings(), seeds=(0,), device=CPU))
 
@@ -233,7 +233,7 @@ def test_networks_see_normalised_pixels() -> None:
     made: list[Recorder] = []
     images = toy_images()
 
-    list(finetune([toy_arm("control", made)], images, toy_settings(), seeds=(0,), device=CPU))
+    list(finetune([toy_arm("untouched", made)], images, toy_settings(), seeds=(0,), device=CPU))
 
     training, first = made[0].seen[0]
     assert not training
@@ -283,7 +283,7 @@ def test_the_head_learns_faster_and_the_rate_warms_up() -> None:
     made: list[Recorder] = []
     start = Recorder(0)
     settings = toy_settings(steps=1, lr=0.01, head_lr=0.1, warmup_steps=5)
-    arm = toy_arm("control", made, head=frozenset({"head.weight", "head.bias"}))
+    arm = toy_arm("untouched", made, head=frozenset({"head.weight", "head.bias"}))
 
     list(finetune([arm], toy_images(), settings, seeds=(0,), device=CPU))
 
@@ -306,7 +306,9 @@ def test_the_heads_rate_is_the_given_one_or_large_enough_for_a_new_layer(
 def test_slow_running_statistics_are_quickened() -> None:
     made: list[Recorder] = []
 
-    list(finetune([toy_arm("control", made)], toy_images(), toy_settings(), seeds=(0,), device=CPU))
+    list(
+        finetune([toy_arm("untouched", made)], toy_images(), toy_settings(), seeds=(0,), device=CPU)
+    )
 
     assert made[0].norm.momentum == 0.1
 
@@ -324,7 +326,7 @@ def stops_after(count: int) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("asked", range(12))
 def test_a_stop_ends_the_run_soon_with_whole_steps(asked: int) -> None:
-    arms = [toy_arm("control", []), toy_arm("plan", [])]
+    arms = [toy_arm("untouched", []), toy_arm("plan", [])]
     whole = list(finetune(arms, toy_images(), toy_settings(), seeds=(0,), device=CPU))
 
     part = list(
@@ -458,16 +460,16 @@ def test_seeds_must_be_different_and_from_nought(seeds: tuple[int, ...]) -> None
 
 
 def test_plans_of_one_name_become_arms_of_their_own() -> None:
-    trial = tiny_trial(tiny_plan(), tiny_plan(seed=1), tiny_plan(name="control"))
+    trial = tiny_trial(tiny_plan(), tiny_plan(seed=1), tiny_plan(name="untouched"))
 
-    assert trial.record.arms == ("control", "plan", "plan 2", "plan 3")
+    assert trial.record.arms == ("untouched", "plan", "plan 2", "plan 3")
 
 
 def test_a_random_control_is_an_arm_beside_the_plan() -> None:
     plan = tiny_plan()
     trial = tiny_trial(plan, random_twin(plan, seed=0))
 
-    assert trial.record.arms == ("control", "plan", "random control")
+    assert trial.record.arms == ("untouched", "plan", "random control")
     drawn = {target.layer for target in trial.record.plans["random control"].targets}
     assert drawn.isdisjoint({"blocks.3.0.conv_pw", "classifier"})
 
@@ -485,9 +487,9 @@ def step(
 
 def test_curves_survive_the_file(tmp_path: Path) -> None:
     steps = [
-        step("control", 0, 0, None, 0.125),
+        step("untouched", 0, 0, None, 0.125),
         step('odd, "name"\né', 0, 0, None, 0.25),
-        step("control", 0, 1, 0.1 + 0.2, None),
+        step("untouched", 0, 1, 0.1 + 0.2, None),
         step('odd, "name"\né', 0, 1, 1e-300, 1 / 3),
     ]
     (tmp_path / "curves.csv").write_text(curves_csv(steps), encoding="utf-8", newline="")
@@ -556,7 +558,7 @@ def difference(found: Sequence[ArmDifference], measure: str) -> ArmDifference:
 def test_the_interval_is_students_t_over_paired_differences() -> None:
     finals = [0.60, 0.70, 0.65], [0.64, 0.71, 0.72]
 
-    found = compare_curves(curves("control", finals[0]) + curves("plan", finals[1]))
+    found = compare_curves(curves("untouched", finals[0]) + curves("plan", finals[1]))
 
     row = difference(found.differences, "final_val_accuracy")
     # Differences 0.04, 0.01, 0.07: mean 0.04, standard deviation 0.03; t(0.975, 2) = 4.302653.
@@ -568,7 +570,7 @@ def test_the_interval_is_students_t_over_paired_differences() -> None:
 
 
 def test_the_mean_accuracy_is_over_evaluations_after_the_start() -> None:
-    found = compare_curves(curves("control", [0.5, 0.5]) + curves("plan", [0.7, 0.9]))
+    found = compare_curves(curves("untouched", [0.5, 0.5]) + curves("plan", [0.7, 0.9]))
 
     row = difference(found.differences, "mean_val_accuracy")
     # Step 1 is equal; step 2 differs by 0.2 and 0.4; step 0 does not count.
@@ -577,7 +579,7 @@ def test_the_mean_accuracy_is_over_evaluations_after_the_start() -> None:
 
 def test_the_loss_gain_is_positive_where_the_arm_has_the_lower_loss() -> None:
     found = compare_curves(
-        curves("control", [0.5, 0.5], losses=[1.0, 1.0])
+        curves("untouched", [0.5, 0.5], losses=[1.0, 1.0])
         + curves("plan", [0.5, 0.5], losses=[0.75, 0.25])
     )
 
@@ -597,37 +599,37 @@ def test_the_loss_gain_is_positive_where_the_arm_has_the_lower_loss() -> None:
 def test_the_verdict_follows_the_interval(gains: list[float], verdict: str) -> None:
     finals = [0.5 + gain for gain in gains]
 
-    found = compare_curves(curves("control", [0.5] * len(gains)) + curves("plan", finals))
+    found = compare_curves(curves("untouched", [0.5] * len(gains)) + curves("plan", finals))
 
     row = difference(found.differences, "final_val_accuracy")
     assert row.verdict == verdict
     assert row.mean == pytest.approx(sum(gains) / len(gains))
     if len(gains) > 1:
-        assert f'"plan" against the control: {verdict}, ' in found.sentence
+        assert f'"plan" against the untouched network: {verdict}, ' in found.sentence
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
-    found = compare_curves(curves("control", [0.5]) + curves("plan", [0.6]))
+    found = compare_curves(curves("untouched", [0.5]) + curves("plan", [0.6]))
 
     row = difference(found.differences, "final_val_accuracy")
     assert (row.low, row.high) == (None, None)
     assert found.sentence == (
-        '"plan" against the control: +10.0 points of validation accuracy (1 seed: no interval, '
-        "so nothing can be said yet)."
+        '"plan" against the untouched network: +10.0 points of validation accuracy '
+        "(1 seed: no interval, so nothing can be said yet)."
     )
     assert "rests on 1 seed;" in found.caveats[0]
 
 
 def test_few_seeds_and_a_single_rate_are_pointed_out() -> None:
-    three = compare_curves(curves("control", [0.5] * 3) + curves("plan", [0.6] * 3))
-    five = compare_curves(curves("control", [0.5] * 5) + curves("plan", [0.6] * 5))
+    three = compare_curves(curves("untouched", [0.5] * 3) + curves("plan", [0.6] * 3))
+    five = compare_curves(curves("untouched", [0.5] * 5) + curves("plan", [0.6] * 5))
 
     assert "rests on 3 seeds" in three.caveats[0]
     assert [caveat.split(".")[0] for caveat in five.caveats] == ["One learning rate was tried"]
 
 
 def test_only_steps_that_both_have_taken_count() -> None:
-    whole = curves("control", [0.5, 0.5])
+    whole = curves("untouched", [0.5, 0.5])
     short = [
         ArmCurve(arm="plan", seed=curve.seed, steps=curve.steps[:2])
         for curve in curves("plan", [0.9, 0.9])
@@ -642,7 +644,7 @@ def test_a_seed_that_was_stopped_early_does_not_mix_its_steps_with_the_others() 
     plan = curves("plan", [0.6, 0.6, 0.9])
     plan[2] = ArmCurve(arm="plan", seed=2, steps=plan[2].steps[:2])
 
-    found = compare_curves(curves("control", [0.5] * 3) + plan)
+    found = compare_curves(curves("untouched", [0.5] * 3) + plan)
 
     row = difference(found.differences, "final_val_accuracy")
     assert row.seeds == 2
@@ -651,7 +653,7 @@ def test_a_seed_that_was_stopped_early_does_not_mix_its_steps_with_the_others() 
 
 
 def test_seeds_without_a_partner_do_not_count() -> None:
-    found = compare_curves(curves("control", [0.5, 0.5, 0.5]) + curves("plan", [0.6, 0.6]))
+    found = compare_curves(curves("untouched", [0.5, 0.5, 0.5]) + curves("plan", [0.6, 0.6]))
 
     assert difference(found.differences, "final_val_accuracy").seeds == 2
 
@@ -659,7 +661,7 @@ def test_seeds_without_a_partner_do_not_count() -> None:
 def test_nothing_to_compare_yet_is_said() -> None:
     started = [
         ArmCurve(arm=arm, seed=0, steps=(step(arm, 0, 0, None, 0.1),))
-        for arm in ("control", "plan")
+        for arm in ("untouched", "plan")
     ]
 
     found = compare_curves(started)
@@ -667,3 +669,18 @@ def test_nothing_to_compare_yet_is_said() -> None:
     assert found.differences == ()
     assert found.sentence == "No pair of arms has reached an evaluation yet."
     assert found.caveats == ()
+
+
+def test_a_plan_is_held_against_the_random_control_as_well() -> None:
+    found = compare_curves(
+        curves("untouched", [0.5, 0.5, 0.5])
+        + curves("plan", [0.60, 0.61, 0.62])
+        + curves(RANDOM, [0.70, 0.72, 0.71])
+    )
+
+    row = next(each for each in found.from_random if each.measure == "final_val_accuracy")
+    assert (row.arm, row.verdict) == ("plan", "worse")
+    assert {each.arm for each in found.from_random} == {"plan"}
+    assert {each.arm for each in found.differences} == {"plan", RANDOM}
+    assert '"plan" against the random control: worse, -10.0 points' in found.sentence
+    assert '"plan" against the untouched network: better' in found.sentence

@@ -45,7 +45,7 @@ def say(**event):
     events.write(json.dumps({{**event, "t": time.time()}}) + chr(10)); events.flush()
 say(event="phase", name="fine-tuning")
 for step in range(0, 11):
-    for arm in ("control", "plan"):
+    for arm in ("untouched", "plan"):
         say(event="step", arm=arm, seed=0, step=step, train_loss=None if step == 0 else 1.0,
             val_accuracy=0.5 if step % 5 == 0 else None, wall_s=float(step))
 say(event="progress", done=11, total=60, unit="steps", eta_s=12.0)
@@ -377,7 +377,7 @@ def test_findings_follow_the_preset_and_its_limits_and_both_are_kept() -> None:
     put_measurement()
     app = open_app("measure")
     assert [button.label for button in app.button if button.key == "findings_0"] == [
-        "2 layers have more than 5 % of units that never fire."
+        words.escape(f"2 layers have more than 5 % of units that never fire. ({', '.join(PICKED)})")
     ]
 
     app.number_input(key="limit_limber_dead-units").set_value(0.45).run()
@@ -470,6 +470,44 @@ def test_undo_also_reaches_the_scheme() -> None:
     assert_well(app)
     assert (chosen, space().picks.scheme) == (other, first)
     assert app.selectbox(key="scheme").value == first
+
+
+def test_the_plan_of_a_rule_stays_whole_until_it_is_cleared() -> None:
+    plan = core.plan_by_rule(
+        core.resolve_model("tf_efficientnet_lite0"),
+        "weight-magnitude",
+        {"percent": 10.0},
+        classes=8,
+        wish=core.Wish(name="weight-magnitude", layers=PICKED),
+    )
+    app = open_app("export")
+    files = [("plan.json", core.plan_json(plan).encode(), "application/json")]
+    assert plan.companion is not None
+    assert plan.companion_bytes is not None
+    files.append((plan.companion.file, plan.companion_bytes, "application/octet-stream"))
+    app.file_uploader(key="plan_upload_0").set_value(files).run()
+    assert_well(app)
+    assert space().picks.plan_file is not None
+    before = space().picks
+
+    app = open_app("pick")
+    app.text_input(key="pattern_text").set_value("blocks.4*").run()
+    app.button(key="pattern_add").click().run()
+
+    assert_well(app)
+    assert space().picks == before
+    assert "The plan stays as it is" in app.info[0].value
+
+    app.button(key="clear").click().run()
+    app.button(key="pattern_add").click().run()
+
+    assert_well(app)
+    picks = space().picks
+    assert picks.layers
+    assert (picks.plan_file, picks.scheme, picks.name) == (None, "architecture", "plan")
+    app.button(key="undo").click().run()
+    app.button(key="undo").click().run()
+    assert space().picks == before
 
 
 def test_picks_belong_to_their_network() -> None:
@@ -682,7 +720,7 @@ def test_a_finished_run_is_done(worker: Callable[[str], None], fresh_queue: RunQ
 
     view = fresh_queue.view(space().folder, run_id)
     assert view.state == "done"
-    assert {curve.arm for curve in view.curves()} == {"control", "plan"}
+    assert {curve.arm for curve in view.curves()} == {"untouched", "plan"}
 
 
 def test_a_damaged_workspace_file_is_set_aside(limber_home: Path) -> None:

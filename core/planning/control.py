@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+from core.compare import RANDOM
 from core.errors import PlanError
 from core.initialisers import SCHEMES
 from core.pipeline import Watcher, plan_classes, plan_outline, plan_spec
@@ -22,7 +23,7 @@ def random_twin(
     *,
     seed: int,
     sight: Sight | None = None,
-    name: str = "random control",
+    name: str = RANDOM,
     watcher: Watcher | None = None,
 ) -> ReinitPlan:
     """Return a plan of the same size as another, on entries, units or layers drawn at random.

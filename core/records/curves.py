@@ -64,10 +64,12 @@ class ArmDifference(Value):
 
 
 class ABComparison(Value):
-    """Every arm against the control, and the sentence a person reads first."""
+    """Every arm against the untouched network, and the sentence a person reads first."""
 
     control: str
     differences: tuple[ArmDifference, ...]
+    # The same against the random control, where there is one.
+    from_random: tuple[ArmDifference, ...] = ()
     sentence: str
     caveats: tuple[str, ...] = ()
 

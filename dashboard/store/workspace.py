@@ -222,6 +222,10 @@ class Workspace:
             history = self._history()
             if set(changes) & {"layers", "patterns", "scheme", "scheme_parameters", "seed"}:
                 changes.setdefault("plan_file", None)
+            if history.now.plan_file is not None and changes.get("plan_file", "") is None:
+                # A rule's scheme and name say nothing of what is picked by hand after it.
+                for key in ("scheme", "scheme_parameters", "seed", "name"):
+                    changes.setdefault(key, getattr(Picks(), key))
             after = history.now.model_copy(update=changes)
             if after == history.now:
                 return

@@ -210,7 +210,7 @@ def _upload(space: store.Workspace) -> None:
         if files:
             st.info("This is a companion. Give the plan.json it belongs to as well.")
         return
-    companion = next((each for each in files if each is not file), None)
+    companion = next((each for each in files if not each.name.endswith(".json")), None)
     try:
         plan = core.read_plan(
             file.getvalue().decode("utf-8"),

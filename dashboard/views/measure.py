@@ -195,10 +195,12 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
         )
     faded = "Faded: these images cannot tell it from a fresh network. " if chosen.fade else ""
     st.caption(
-        f"Hatched: does not apply to that layer. {faded}Click a cell to open its layer below; "
-        "orange outlines are the layers you picked, a dotted one the open layer."
+        f"Hatched: not applicable to that layer, or not measured. {faded}Click a cell to open its "
+        "layer below; orange outlines are the layers you picked, a dotted one the open layer."
     )
     _detail(space, stored)
+    if not stale:
+        frame.link("pick", "Next: pick layers")
     with st.expander("What the metrics mean"):
         _glossary()
 
@@ -392,7 +394,9 @@ def _numbers(layer: LayerReport) -> pd.DataFrame:
         rows.append(
             {
                 "Metric": info.title,
-                "Value": "not applicable" if missing else words.figure(value.value),
+                "Value": words.not_there(value.reason or "").partition(":")[0]
+                if missing
+                else words.figure(value.value),
                 "\N{PLUS-MINUS SIGN} 95 %": words.figure(value.half_width),
                 "Fresh twin": words.figure(twin.value if twin else None),
                 "Against the twin": words.beside_twin(value.value, twin.value if twin else None),

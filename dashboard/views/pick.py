@@ -35,9 +35,11 @@ def page() -> None:
     whole = space.picks.plan_file is None
     if whole and set(outline.head) & set(space.picks.layers) and not outline.own_head:
         st.caption("The head is new already and the same in every arm, so a plan leaves it out.")
-    if diagnosis is not None:
-        frame.findings(diagnosis.findings, key="findings")
     planner.by_rule(space)
+    if diagnosis is not None and diagnosis.findings:
+        st.subheader("What stands out")
+        frame.findings(diagnosis.findings, key="findings")
+    st.subheader("Pick by hand")
     _pattern_row(outline)
     _picture(space, outline, diagnosis)
     _table(space, outline, diagnosis)
@@ -104,6 +106,9 @@ def _by_pattern(outline: ModelOutline, action: str) -> None:
     def ordered(chosen: set[str]) -> tuple[str, ...]:
         return tuple(name for name in order if name in chosen)
 
+    if action in ("Add", "Remove") and picks.plan_file is not None:
+        _set_layers(())
+        return
     if action == "Add":
         patterns = tuple(dict.fromkeys((*picks.patterns, pattern)))
         space.change_picks(layers=ordered({*picks.layers, *names}), patterns=patterns)
@@ -178,13 +183,14 @@ def _on_cells() -> None:
 def _set_layers(layers: tuple[str, ...]) -> None:
     space = store.current()
     if space.picks.plan_file is not None:
-        # Its layers are reset in part; adding one of the whole would turn all of them into wholes.
-        layers = tuple(set(layers) ^ set(space.picks.layers))
+        # A unit's weights lie in several layers, and a layer is reset in part: neither adding nor
+        # taking away a whole one would leave the plan what it is.
         store.notice(
             "info",
-            "The plan of units or weights was let go: this is a new pick, of whole layers. Undo "
-            "brings the plan back.",
+            "The plan stays as it is: it resets parts of its layers, so that whole ones cannot be "
+            "added or taken away. Clear it to pick layers by hand.",
         )
+        return
     outline, _ = store.outline_if_ready(space.choice)
     # Forward order, however they were picked: the same pick is then the same plan.
     order = {layer.name: layer.index for layer in outline.layers} if outline else {}
@@ -277,7 +283,7 @@ def _made(outline: ModelOutline) -> None:
         st.markdown(words.escape(f"{text}{rule} {plan.evidence.note}".strip()))
     st.caption(
         "It resets units or single weights, which the heatmap and the table show by their layers. "
-        "Picking layers there begins a new pick; Undo brings the plan back."
+        "Clear it to pick layers by hand; Undo brings it back."
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -225,6 +227,25 @@ def _run(run: store.RunView) -> None:
     st.caption(words.BAND_NOTE)
     if curves:
         _arms(curves, comparison)
+    if not run.live:
+        _results(run)
+
+
+def _results(run: store.RunView) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for name, mime in (("curves.csv", "text/csv"), ("summary.json", "application/json")):
+            path = run.folder / name
+            if path.is_file():
+                st.download_button(
+                    f"Download {name}",
+                    functools.partial(Path.read_bytes, path),
+                    file_name=name,
+                    mime=mime,
+                    key=f"download_{name}",
+                    on_click="ignore",
+                    icon=":material/download:",
+                )
+        frame.link("export", "Next: export the plan")
 
 
 def _compare(curves: tuple[ArmCurve, ...]) -> ABComparison | None:
