@@ -45,7 +45,7 @@ BLOOD_CLASSES = (
     "neutrophil",
     "platelet",
 )
-BLOOD_PER_CLASS = {"train": 108, "val": 38}
+BLOOD_PER_CLASS = {"train": 106, "val": 36}
 
 XRAY_FOLDERS = {"normal": "NORMAL", "pneumonia": "PNEUMONIA"}
 XRAY_SOURCE_SPLITS = {"train": "train", "val": "test"}
