@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,17 @@ def limber_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir()
     monkeypatch.setenv("LIMBER_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: arguments to exit code, stdout and stderr."""
+    from core.cli import main
+
+    def typed(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(each) for each in arguments])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return typed

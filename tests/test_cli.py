@@ -35,15 +35,8 @@ Answer = tuple[int, str, str]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+def command(run: Callable[..., Answer]) -> Callable[..., Answer]:
     """Run a command here and return its exit code, what it printed and what it complained of."""
-
-    def run(*arguments: object) -> Answer:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
     return run
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from core.cli import main
 from core.plan import read_plan
 from core.planning import random_twin
 
@@ -18,17 +17,6 @@ TINY = ("--model", "timm:test_resnet", "--weights", "none", "--classes", "8")
 QUICK = ("--samples", "16", "--image-size", "64", "--batch-size", "8")
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def typed(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(each) for each in arguments])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return typed
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.cli import main
 from core.plan import diff_plans, read_plan
 
 TINY = ("--model", "timm:test_resnet", "--weights", "none", "--classes", "8")
@@ -25,17 +24,6 @@ SHORT = (
 ROOT = Path(__file__).parents[1]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def typed(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(each) for each in arguments])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return typed
 
 
 # What would be lost, or mean nothing
