@@ -348,8 +348,10 @@ def check_figures(
         assert (one.n, one.cap, one.reason) == (other.n, other.cap, other.reason), name
         # Gradients are added up in float32; what is left of two batches' difference less so.
         close = 1e-4 if name in BETWEEN else 1e-5 if "grad" in name else 1e-9
+        # Added up in another order, an entry in 100,000 may come out as exactly zero.
+        apart = 1e-5 if name == "grad_zero_fraction" else 1e-12
         for each, truth in ((one.value, other.value), (one.half_width, other.half_width)):
-            assert each == (None if truth is None else pytest.approx(truth, rel=close, abs=1e-12))
+            assert each == (None if truth is None else pytest.approx(truth, rel=close, abs=apart))
 
 
 def parts_in(folder: Path, parts: int) -> list[Path]:

@@ -383,8 +383,9 @@ def test_every_scheme_writes_its_formula_and_nothing_else(bench: Bench, rule: st
                         "zero": torch.zeros_like(old),
                     }[write]
                 expected = torch.where(flags, values.to(old.dtype), expected)
-            # The formulas here take float64 throughout; the network holds float32.
-            assert torch.allclose(edited[name], expected, rtol=1e-5, atol=1e-7), (scheme, name)
+            # The formulas here take float64 throughout; the network holds float32, in which a
+            # mean and a draw of either sign may cancel.
+            assert torch.allclose(edited[name], expected, rtol=1e-5, atol=1e-6), (scheme, name)
             touched = torch.zeros(old.shape, dtype=torch.bool)
             for flags in chosen.get(name, {}).values():
                 touched |= flags

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import streamlit as st
 
 from core.errors import LimberError
@@ -257,6 +259,12 @@ def _use_data(space: store.Workspace, name: str) -> None:
     st.rerun()
 
 
+def _inline(png: bytes) -> str:
+    # Streamlit drops a picture it serves as a file as soon as the page moves on, also where the
+    # browser has yet to ask for it; and it would make a JPEG of it.
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
 def _preview(space: store.Workspace) -> None:
     choice = space.choice
     with st.spinner("Loading the network and the images", show_time=True):
@@ -271,11 +279,15 @@ def _preview(space: store.Workspace) -> None:
             with st.container(width=IMAGE_PX, gap="small"):
                 width, height = image.original_size
                 st.image(
-                    image.original_png,
+                    _inline(image.original_png),
                     width=IMAGE_PX,
                     alt=f"{image.label}, as stored, {width} by {height} pixels",
                 )
-                st.image(image.input_png, width=IMAGE_PX, alt=f"{image.label}, after preprocessing")
+                st.image(
+                    _inline(image.input_png),
+                    width=IMAGE_PX,
+                    alt=f"{image.label}, after preprocessing",
+                )
                 st.caption(words.escape(image.label))
     left, right = st.columns([3, 2], gap="large")
     with left:
