@@ -42,6 +42,10 @@ STYLE = """<style>
 @media (max-width: 640px) {
   .st-key-layers_scroll { overflow-x: auto; }
   .st-key-layers_scroll > div { min-width: WIDTHpx; }
+  .st-key-layers_scroll::before {
+    content: "Swipe sideways for the other layers"; position: sticky; left: 0;
+    font-size: 0.875rem; opacity: 0.7;
+  }
 }
 </style>"""
 # In the dark theme the accent is too dim for text.

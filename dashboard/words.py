@@ -102,9 +102,10 @@ RULE_HELP = (
     "last measurement, and gives you a plan to look at before anything is changed."
 )
 KL_HELP = (
-    "Mean divergence KL(before || after) of the network's answers, in nats, with the untouched "
-    "head: 0 is no change, far below 0.01 is nearly a no-op, above 1 the answers are others. Use a "
-    "gentler scheme or a smaller share where it is larger than you want."
+    "Mean divergence KL(before || after) of the network's answers, in nats (with the natural "
+    "logarithm; 1 nat is 1.44 bits), with the untouched head: 0 is no change, far below 0.01 is "
+    "nearly a no-op, above 1 the answers are others. Use a gentler scheme or a smaller share where "
+    "it is larger than you want."
 )
 AGREEMENT_HELP = (
     "Share of the images that get the same answer with and without the plan, with the untouched "
@@ -224,8 +225,8 @@ DIFFERENCE_HELP = {
     "percentage points, with its 95 % interval.",
     "mean_val_accuracy": "Arm minus control, mean over all evaluations: faster learning shows "
     "here. In percentage points, with its 95 % interval.",
-    "loss_gain": "Control's training loss minus the arm's, mean over steps, in nats: positive "
-    "is better. With its 95 % interval.",
+    "loss_gain": "Control's training loss minus the arm's, mean over steps, in nats (cross-entropy "
+    "with the natural logarithm): positive is better. With its 95 % interval.",
 }
 
 PAGE_WAYS = {

@@ -198,7 +198,7 @@ def _upload(space: store.Workspace) -> None:
     st.subheader("Load a plan")
     turn = st.session_state.setdefault("plan_upload_turn", 0)
     files = st.file_uploader(
-        "plan.json, and its companion where it has one",
+        "plan.json, and the file of chosen entries beside it, where there is one",
         type=["json", "safetensors"],
         accept_multiple_files=True,
         key=f"plan_upload_{turn}",
@@ -208,7 +208,7 @@ def _upload(space: store.Workspace) -> None:
     file = next((each for each in files if each.name.endswith(".json")), None)
     if file is None:
         if files:
-            st.info("This is a companion. Give the plan.json it belongs to as well.")
+            st.info("This file holds chosen entries alone. Give its plan.json as well.")
         return
     companion = next((each for each in files if not each.name.endswith(".json")), None)
     try:
