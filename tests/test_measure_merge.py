@@ -21,7 +21,8 @@ import core
 from core.errors import OptionError
 from core.measure import Shard, figures_of, shard_from, shard_state, watching
 from core.measure.shard import RANK_ROWS, RowSample, positions
-from core.pipeline import _part_sha256, diagnose, measure_part, merge_parts
+from core.pipeline import diagnose, measure_part, merge_parts
+from core.pipeline.parts import _part_sha256
 from core.records import Diagnosis, LayerInfo, MetricValue, ParameterInfo
 from core.reductions import Moments
 from tests.reference import looked_at_positions, mixed

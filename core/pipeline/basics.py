@@ -1,0 +1,171 @@
+"""What every stage needs: progress and stop, device, versions, batches, the outline of a model."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.errors import OptionError, Stopped
+from core.finetune import normalised
+from core.load import (
+    ImageSet,
+    Item,
+    decode_items,
+    load_model,
+)
+from core.outline import outline_module
+from core.records import (
+    ModelCard,
+    ModelOutline,
+    ModelSpec,
+    Preprocessing,
+)
+
+DEFAULT_SAMPLES = 128
+
+
+DEFAULT_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """How a caller follows a long stage and stops it; the default follows nothing.
+
+    Attributes:
+        phase: Called with a few words when another part begins.
+        progress: Called with (done, total, unit).
+        should_stop: Asked often; true ends the stage soon.
+    """
+
+    phase: Callable[[str], None] = lambda words: None
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def versions() -> dict[str, str]:
+    """Return the versions a record needs to be repeated."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is CUDA where there is one.
+
+    Raises:
+        OptionError: Unknown name, or CUDA asked for where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise OptionError(f'The device is "{name}"; give auto, cpu or cuda.')
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("There is no CUDA device on this machine. Use --device auto or cpu.")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the device's name for a record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def check_amounts(*, samples: int | None, batch_size: int) -> None:
+    """Raise unless so many images, in batches of that size, can be run.
+
+    Raises:
+        OptionError: Below 1, or beyond what anyone means.
+    """
+    for name, value, most in (
+        ("number of samples", samples, 10_000_000),
+        ("batch size", batch_size, 65_536),
+    ):
+        if value is not None and not 1 <= value <= most:
+            raise OptionError(f"The {name} is {value}; give 1 to {most:,}.")
+
+
+def check_image_size(card: ModelCard, size: int) -> None:
+    """Raise unless the network takes images of that side.
+
+    Raises:
+        OptionError: Too small, too large, or no multiple of what the network needs.
+    """
+    multiple = card.size_multiple
+    if not 16 <= size <= 1024:
+        raise OptionError(f"The image size is {size}; give 16 to 1024 pixels.")
+    if size % multiple:
+        lower, upper = size // multiple * multiple, (size // multiple + 1) * multiple
+        near = f"{lower} or {upper}" if lower >= 16 else str(upper)
+        if multiple == card.native_size:
+            raise OptionError(f"{card.title} takes images of {multiple} px alone, not {size}.")
+        raise OptionError(
+            f"The image size is {size}; {card.title} takes multiples of {multiple}, such as {near}."
+        )
+
+
+def read_batch(
+    images: ImageSet,
+    items: Sequence[Item],
+    preprocessing: Preprocessing,
+    *,
+    size: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return images as a network takes them and their labels, on the device.
+
+    Args:
+        images: The opened set.
+        items: Which of them.
+        preprocessing: The network's.
+        size: Side in pixels.
+        device: Where they go.
+
+    Returns:
+        Inputs (n, 3, size, size), normalised, channels last; labels (n,).
+    """
+    pixels, labels = decode_items(images, items, preprocessing, size=size)
+    inputs = normalised(pixels.to(device), preprocessing.mean, preprocessing.std)
+    return inputs.contiguous(memory_format=torch.channels_last), labels.to(device)
+
+
+@lru_cache(maxsize=8)
+def _outline(spec_json: str, stamp: float, classes: int | None, head_seed: int) -> ModelOutline:
+    del stamp  # part of the key alone: a changed checkpoint is read again
+    spec = ModelSpec.model_validate_json(spec_json)
+    loaded = load_model(spec, classes=classes, head_seed=head_seed)
+    return outline_module(loaded.module, loaded.card, loaded.head)
+
+
+def outline_model(
+    spec: ModelSpec, *, classes: int | None = None, head_seed: int = 0
+) -> ModelOutline:
+    """Return a model's layers in forward order; loads the weights once and remembers the outline.
+
+    Raises:
+        ModelError: Unknown model or weights that do not fit.
+        OfflineError: The weights are not here and cannot be fetched.
+    """
+    stamp = 0.0
+    if spec.checkpoint is not None and Path(spec.checkpoint).is_file():
+        stamp = Path(spec.checkpoint).stat().st_mtime
+    return _outline(spec.model_dump_json(), stamp, classes, head_seed)
+
+
+def tick(watcher: Watcher, done: int, total: int, unit: str) -> None:
+    """Say how many images are read; raise Stopped where that is wanted."""
+    if watcher.should_stop():
+        raise Stopped("Stopped while reading the images; nothing was written.")
+    watcher.progress(done, total, unit)

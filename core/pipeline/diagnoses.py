@@ -1,0 +1,85 @@
+"""Diagnosis <-> its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+
+from core.errors import OptionError
+from core.export import (
+    companion_path,
+    write_whole,
+)
+from core.records import (
+    Diagnosis,
+)
+
+
+def write_diagnosis(diagnosis: Diagnosis, units: Mapping[str, np.ndarray], out: Path) -> Diagnosis:
+    """Write the diagnosis as JSON with its figures by unit beside it; return what was written.
+
+    See `core.export.companion_path` for the companion's name; the header names it and its SHA-256.
+    """
+    companion = companion_path(out, "units")
+    data = safetensors.numpy.save({key: np.ascontiguousarray(units[key]) for key in sorted(units)})
+    write_whole(companion, data)
+    header = diagnosis.header.model_copy(
+        update={
+            "units_file": companion.name,
+            "units_sha256": hashlib.sha256(data).hexdigest(),
+        }
+    )
+    written = diagnosis.model_copy(update={"header": header})
+    write_whole(out, written.model_dump_json(indent=1) + "\n")
+    return written
+
+
+def read_diagnosis(path: Path) -> Diagnosis:
+    """Read a diagnosis file.
+
+    Raises:
+        OptionError: Missing, unreadable, or not a diagnosis.
+    """
+    try:
+        return Diagnosis.model_validate_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise OptionError(f'"{path}" cannot be read as a diagnosis. Measure again.') from error
+
+
+def read_units(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Read the companion of a diagnosis: layer to metric to (network's, twin's) (units,).
+
+    Raises:
+        OptionError: The companion is missing or not the one the diagnosis names.
+    """
+    header = read_diagnosis(path).header
+    companion = Path(path).parent / Path(header.units_file or "").name
+    try:
+        data = companion.read_bytes()
+        if hashlib.sha256(data).hexdigest() != header.units_sha256:
+            raise OptionError(
+                f'"{companion.name}" is not the file its diagnosis names. Measure again.'
+            )
+        arrays = safetensors.numpy.load(data)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise OptionError(f'"{companion}" cannot be read. Measure again.') from error
+    return units_with_twins(arrays)
+
+
+def units_with_twins(
+    arrays: Mapping[str, np.ndarray],
+) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Return the figures by unit that `diagnose` gives, layer to metric to (network's, twin's)."""
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for key, values in arrays.items():
+        layer, _, metric = key.rpartition("/")
+        twin = arrays.get(f"twin/{key}")
+        if twin is not None:
+            found.setdefault(layer, {})[metric] = (values, twin)
+    return found

@@ -1,0 +1,453 @@
+"""Network, twin and images -> diagnosis."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.errors import DataError, OptionError, Stopped
+from core.judge import judge
+from core.load import (
+    ImageSet,
+    Item,
+    LoadedModel,
+    build_module,
+    choose_items,
+    load_model,
+    open_images,
+)
+from core.measure import (
+    MOST_IMAGES,
+    TRANSFER_NAMES,
+    Gauge,
+    Measured,
+    figures_of,
+    missing,
+    pooled_features,
+    ratio_intervals,
+    shard_from,
+    shard_state,
+    transfer_figures,
+    watching,
+)
+from core.metrics import metric_names
+from core.outline import outline_module
+from core.pipeline.basics import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_SAMPLES,
+    Watcher,
+    check_amounts,
+    check_image_size,
+    choose_device,
+    device_name,
+    read_batch,
+    versions,
+)
+from core.records import (
+    DataSpec,
+    Diagnosis,
+    DiagnosisHeader,
+    LayerReport,
+    MetricValue,
+    ModelCard,
+    ModelOutline,
+    ModelSpec,
+)
+from core.reductions import Moments
+from core.seeding import derived_seed, generator
+
+
+def diagnose(
+    spec: ModelSpec,
+    data: DataSpec,
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    image_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    seed: int = 0,
+    histograms: bool = False,
+    transfer: bool = False,
+    watcher: Watcher | None = None,
+) -> tuple[Diagnosis, dict[str, np.ndarray]]:
+    """Measure a network and its fresh twin on the same batches of the training images.
+
+    The head is new (drawn from `seed`) and the twin gets a copy of it, so that the figures
+    differ by the backbone alone. A head that its architecture draws as all zeros would let no
+    gradient through; it is then drawn from N(0, 1 / fan-in) for both, and the notes say so.
+    Images are read batch by batch: memory does not grow with their number.
+
+    Args:
+        spec: The model.
+        data: The images.
+        samples: How many, classes in turn.
+        batch_size: Images a batch.
+        image_size: Side in pixels; None takes the model's default for short runs.
+        device: "auto", "cpu" or "cuda".
+        dtype: "float32", or "bfloat16" or "float16" to run the pass under autocast.
+        seed: Seed of the head, the twin and the choice of images.
+        histograms: Add the histogram of each layer's weight to the figures by unit.
+        transfer: Also take the slower pass over features: linear probe, LogME, CKA.
+        watcher: Progress and stop.
+
+    Returns:
+        The diagnosis, and the figures by unit: "LAYER/METRIC" and "twin/LAYER/METRIC" to
+        float32 arrays (units,).
+
+    Raises:
+        LimberError: Bad input, or stopped.
+    """
+    begun = time.perf_counter()
+    with measuring(
+        spec,
+        data,
+        samples=samples,
+        batch_size=batch_size,
+        image_size=image_size,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        watcher=watcher,
+    ) as measurement:
+        measurement.run(range(measurement.batches))
+        if transfer:
+            measurement.read_features()
+    return measurement.diagnosis(begun=begun, histograms=histograms)
+
+
+FiguresByLayer = Mapping[str, Mapping[str, MetricValue]]
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@contextmanager
+def measuring(
+    spec: ModelSpec,
+    data: DataSpec,
+    *,
+    samples: int,
+    batch_size: int,
+    image_size: int | None,
+    device: str,
+    dtype: str,
+    seed: int,
+    watcher: Watcher | None,
+) -> Iterator[Measurement]:
+    """Load network, twin and images and put both networks under watch."""
+    watcher = watcher or Watcher()
+    check_amounts(samples=samples, batch_size=batch_size)
+    if dtype not in DTYPES:
+        raise OptionError(f'The dtype is "{dtype}"; give {", ".join(DTYPES)}.')
+    place = choose_device(device)
+    images = open_images(data)
+    classes = len(images.outline.classes)
+    watcher.phase("loading the model")
+    loaded = load_model(spec, classes=classes, head_seed=seed)
+    card = loaded.card
+    size = card.default_size if image_size is None else image_size
+    check_image_size(card, size)
+    outline = outline_module(loaded.module, card, loaded.head)
+    twin = build_module(spec, classes=classes, seed=derived_seed(seed, "twin"))
+    notes = [*loaded.card.notes, *images.outline.notes]
+    _share_head(loaded, twin, notes, seed=seed)
+    items = choose_items(images.splits["train"], samples, seed=seed)
+    if not items:
+        raise DataError('The data set has no images in its "train" part.')
+    if len(items) < samples:
+        notes.append(f"{samples} images were asked for; the training part has {len(items)}.")
+    modules = [
+        module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in (loaded.module, twin)
+    ]
+    with (
+        watching(modules[0], outline.layers, dtype=DTYPES[dtype]) as own,
+        watching(modules[1], outline.layers, dtype=DTYPES[dtype]) as fresh,
+    ):
+        yield Measurement(
+            spec=spec,
+            data=data,
+            asked=samples,
+            batch_size=batch_size,
+            size=size,
+            place=place,
+            dtype=dtype,
+            seed=seed,
+            watcher=watcher,
+            images=images,
+            items=items,
+            card=card,
+            outline=outline,
+            notes=notes,
+            own=own,
+            fresh=fresh,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Measurement:
+    """A network and its twin under watch, batch for batch on the same images."""
+
+    spec: ModelSpec
+    data: DataSpec
+    asked: int
+    batch_size: int
+    size: int
+    place: torch.device
+    dtype: str
+    seed: int
+    watcher: Watcher
+    images: ImageSet
+    items: Sequence[Item]
+    card: ModelCard
+    outline: ModelOutline
+    notes: list[str]
+    own: Gauge
+    fresh: Gauge
+    ratios: Moments | None = None
+    transfer: tuple[FiguresByLayer, FiguresByLayer] | None = None
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return -(-len(self.items) // self.batch_size)
+
+    def _read(self, batch: int) -> tuple[Tensor, Tensor]:
+        chosen = self.items[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return read_batch(
+            self.images, chosen, self.card.preprocessing, size=self.size, device=self.place
+        )
+
+    def run(self, batches: Sequence[int]) -> None:
+        """Measure these batches, the network and then its twin on each."""
+        self.watcher.phase("measuring the network beside its fresh twin")
+        whole = sum(
+            min(self.batch_size, len(self.items) - batch * self.batch_size) for batch in batches
+        )
+        done = 0
+        for batch in batches:
+            if self.watcher.should_stop():
+                raise Stopped("Measuring was stopped; nothing was written.")
+            inputs, labels = self._read(batch)
+            first = batch * self.batch_size
+            figures = []
+            for gauge in (self.own, self.fresh):
+                figures.append(gauge.add(inputs, labels, first=first))
+                done += len(inputs)
+                self.watcher.progress(done, 2 * whole, "images")
+                if self.watcher.should_stop():
+                    raise Stopped("Measuring was stopped; nothing was written.")
+            # Where either is 0 there is no ratio, as where it does not apply.
+            logs = Moments.of(
+                (figures[0] / figures[1]).log().nan_to_num(torch.nan, torch.nan, torch.nan)
+            )
+            self.ratios = logs if self.ratios is None else self.ratios.merged(logs)
+
+    def read_features(self) -> None:
+        """Take the slower pass over features of both networks."""
+        self.watcher.phase("reading features")
+        count = min(len(self.items), MOST_IMAGES)
+        parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        labels = []
+        batches = -(-count // self.batch_size)
+        for batch in range(batches):
+            if self.watcher.should_stop():
+                raise Stopped("Measuring was stopped; nothing was written.")
+            inputs, targets = self._read(batch)
+            layers = self.outline.layers
+            parts.append(
+                (
+                    pooled_features(self.own.module, inputs, layers, dtype=DTYPES[self.dtype]),
+                    pooled_features(self.fresh.module, inputs, layers, dtype=DTYPES[self.dtype]),
+                )
+            )
+            labels.append(targets.cpu())
+            self.watcher.progress(batch + 1, batches, "batches")
+        own, twin = (
+            {
+                name: torch.cat([part[which][name] for part in parts])
+                for name in parts[0][which]
+                if all(name in part[which] for part in parts)
+            }
+            for which in (0, 1)
+        )
+        self.transfer = transfer_figures(own, twin, torch.cat(labels), self.outline.layers)
+
+    def trace(self) -> None:
+        """Let both networks see one batch, so that their activations are known; keep the sums."""
+        inputs, labels = self._read(0)
+        for gauge in (self.own, self.fresh):
+            gauge.learn_sites(inputs, labels)
+
+    def recipe(self, part: int, parts: int) -> dict[str, object]:
+        """Return what makes parts belong together."""
+        return {
+            "model": self.spec.model_dump(mode="json"),
+            "weights": self.card.backbone_sha256,
+            "data": self.data.model_dump(mode="json"),
+            "images": self.images.outline.fingerprint,
+            "samples": self.asked,
+            "batch_size": self.batch_size,
+            "image_size": self.size,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "parts": parts,
+            "part": part,
+        }
+
+    def facts(self, begun: float) -> dict[str, object]:
+        """Return how this part was taken."""
+        return {
+            "device": self.place.type,
+            "device_name": device_name(self.place),
+            "kernels": self.own.backend,
+            "wall_s": time.perf_counter() - begun,
+            "reading_s": self.own.reading_s + self.fresh.reading_s,
+            "whole_s": self.own.whole_s + self.fresh.whole_s,
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums of both networks, for a file."""
+        found: dict[str, Tensor] = {}
+        for prefix, gauge in (("own", self.own), ("twin", self.fresh)):
+            found |= {f"{prefix}:{k}": v for k, v in shard_state(gauge.shard).items()}
+        if self.ratios is not None:
+            found |= {
+                "ratios:count": self.ratios.count.cpu(),
+                "ratios:mean": self.ratios.mean.cpu(),
+                "ratios:m2": self.ratios.m2.cpu(),
+            }
+        return found
+
+    def absorb(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sums that `state` returned elsewhere."""
+        for prefix, gauge in (("own:", self.own), ("twin:", self.fresh)):
+            part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            gauge.shard = gauge.shard.merged(shard_from(part))
+        ratios = Moments(*(state[f"ratios:{each}"] for each in ("count", "mean", "m2")))
+        self.ratios = ratios if self.ratios is None else self.ratios.merged(ratios)
+
+    def diagnosis(
+        self, *, begun: float, histograms: bool
+    ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
+        """Return what the sums say."""
+        self.watcher.phase("adding up")
+        count = len(self.outline.layers)
+
+        def begins(place: int) -> None:
+            # The spectrum of a wide layer takes seconds.
+            if self.watcher.should_stop():
+                raise Stopped("Measuring was stopped; nothing was written.")
+            self.watcher.progress(place, 2 * count, "layers")
+
+        own = figures_of(self.own, histograms=histograms, begins=begins)
+        fresh = figures_of(
+            self.fresh, histograms=histograms, begins=lambda place: begins(count + place)
+        )
+        intervals = ratio_intervals(self.own, self.fresh, self.ratios, own, fresh)
+        reports = _reports(self.outline, own, fresh, intervals, self.transfer)
+        for loss, whose in ((own.loss, "network's"), (fresh.loss, "fresh twin's")):
+            if not math.isfinite(loss):
+                self.notes.append(
+                    f"The {whose} loss on these images is not a finite number: its weights or the "
+                    "pass overflow. Where a figure would not be finite it has a reason instead."
+                )
+        reading = self.own.reading_s + self.fresh.reading_s
+        passing = self.own.whole_s + self.fresh.whole_s - reading
+        header = DiagnosisHeader(
+            model=self.spec,
+            model_title=self.card.title,
+            classes=self.outline.classes,
+            backbone_sha256=self.card.backbone_sha256,
+            data=self.data,
+            data_title=self.images.outline.title,
+            data_fingerprint=self.images.outline.fingerprint,
+            split="train",
+            samples=own.samples,
+            batches=own.batches,
+            batch_size=min(self.batch_size, own.samples),
+            image_size=self.size,
+            device=self.place.type,
+            device_name=device_name(self.place),
+            dtype=self.dtype,
+            seed=self.seed,
+            batch_norm="batch",
+            loss=own.loss,
+            twin_loss=fresh.loss,
+            wall_s=time.perf_counter() - begun,
+            overhead_fraction=reading / passing
+            if passing > 0 and self.place.type == "cpu"
+            else None,
+            kernels=own.backend,
+            versions=versions(),
+            notes=tuple(self.notes),
+        )
+        units: dict[str, np.ndarray] = {}
+        for layer in self.outline.layers:
+            for metric, values in own.units[layer.name].items():
+                units[f"{layer.name}/{metric}"] = values
+            for metric, values in fresh.units[layer.name].items():
+                units[f"twin/{layer.name}/{metric}"] = values
+        return Diagnosis(header=header, layers=reports, findings=judge(reports)), units
+
+
+def _share_head(loaded: LoadedModel, twin: nn.Module, notes: list[str], *, seed: int) -> None:
+    own, other = loaded.module.state_dict(), twin.state_dict()
+    matrices = [name for name in sorted(loaded.head) if name in own and own[name].ndim > 1]
+    with torch.no_grad():
+        if matrices and all(not bool(own[name].any()) for name in matrices):
+            for name in matrices:
+                fan_in = own[name][0].numel()
+                noise = torch.randn(own[name].shape, generator=generator(seed, "head", name))
+                own[name].copy_(noise / fan_in**0.5)
+            notes.append(
+                "This architecture draws its head as all zeros, which lets no gradient through "
+                "at the first step; for the measurement it was drawn from N(0, 1 / fan-in)."
+            )
+        for name in sorted(loaded.head):
+            if name in own and name in other:
+                other[name].copy_(own[name])
+
+
+def _reports(
+    outline: ModelOutline,
+    own: Measured,
+    fresh: Measured,
+    intervals: Mapping[str, dict[str, tuple[float, float]]],
+    transfer: tuple[FiguresByLayer, FiguresByLayer] | None,
+) -> tuple[LayerReport, ...]:
+    order = metric_names()
+    unasked = missing(TRANSFER_NAMES, "not measured: it takes the slower pass over features")
+
+    def sorted_figures(measured: Measured, layer: str) -> dict[str, MetricValue]:
+        which = 0 if measured is own else 1
+        more = unasked if transfer is None else transfer[which][layer]
+        figures = {**measured.metrics[layer], **more}
+        return {name: figures[name] for name in order}
+
+    return tuple(
+        LayerReport(
+            name=layer.name,
+            type=layer.type,
+            stage=layer.stage,
+            kind=layer.kind,
+            index=layer.index,
+            parameters=layer.count,
+            units=own.unit_counts.get(layer.name),
+            activation=layer.activation,
+            activation_type=own.activation_types.get(layer.name),
+            head=layer.head,
+            metrics=sorted_figures(own, layer.name),
+            twin_metrics=sorted_figures(fresh, layer.name),
+            ratio_intervals=intervals.get(layer.name, {}),
+        )
+        for layer in outline.layers
+    )

@@ -1,0 +1,221 @@
+"""A measurement split into files, and these merged into its diagnosis."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+from torch import Tensor
+
+from core.errors import OptionError
+from core.export import (
+    write_whole,
+)
+from core.load import (
+    state_sha256,
+)
+from core.pipeline.basics import DEFAULT_BATCH_SIZE, DEFAULT_SAMPLES, Watcher
+from core.pipeline.measuring import measuring
+from core.planfile import sorted_metadata
+from core.records import (
+    DataSpec,
+    Diagnosis,
+    ModelSpec,
+)
+
+
+def measure_part(
+    spec: ModelSpec,
+    data: DataSpec,
+    out: Path,
+    *,
+    part: int,
+    parts: int,
+    samples: int = DEFAULT_SAMPLES,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    image_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    seed: int = 0,
+    watcher: Watcher | None = None,
+) -> int:
+    """Measure every `parts`-th batch and write the sums; `merge_parts` makes the diagnosis.
+
+    Args:
+        spec: The model.
+        data: The images.
+        out: File to write, safetensors.
+        part: Which part, from 1.
+        parts: How many parts there are.
+        samples: As in `diagnose`; of all parts together.
+        batch_size: As in `diagnose`.
+        image_size: As in `diagnose`.
+        device: As in `diagnose`.
+        dtype: As in `diagnose`.
+        seed: As in `diagnose`.
+        watcher: Progress and stop.
+
+    Returns:
+        The number of images measured.
+
+    Raises:
+        LimberError: Bad input, or stopped.
+    """
+    begun = time.perf_counter()
+    if parts < 1:
+        raise OptionError(f"There are {parts} parts; give 1 or more.")
+    if not 1 <= part <= parts:
+        raise OptionError(f"The part is {part} of {parts}; give 1/{parts} to {parts}/{parts}.")
+    with measuring(
+        spec,
+        data,
+        samples=samples,
+        batch_size=batch_size,
+        image_size=image_size,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        watcher=watcher,
+    ) as measurement:
+        chosen = range(part - 1, measurement.batches, parts)
+        if not chosen:
+            raise OptionError(
+                f"There are {measurement.batches} batches; {parts} parts are too many. Take fewer "
+                "parts or smaller batches."
+            )
+        measurement.run(chosen)
+    state = measurement.state()
+    text = json.dumps(
+        {**measurement.recipe(part, parts), **measurement.facts(begun)}, sort_keys=True
+    )
+    meta = {"limber_part": text, "sha256": _part_sha256(text, state)}
+    write_whole(out, sorted_metadata(safetensors.torch.save(state, metadata=meta)))
+    return measurement.own.shard.samples
+
+
+def merge_parts(
+    paths: Sequence[Path], *, histograms: bool = False, watcher: Watcher | None = None
+) -> tuple[Diagnosis, dict[str, np.ndarray]]:
+    """Merge what `measure_part` wrote into the diagnosis that one pass would have given.
+
+    Args:
+        paths: The files of all parts, in any order.
+        histograms: As in `diagnose`.
+        watcher: Progress and stop.
+
+    Raises:
+        OptionError: A file is unreadable, of another measurement, twice there, or missing.
+        LimberError: The model or the images are no longer here.
+    """
+    begun = time.perf_counter()
+    recipes, facts, states = [], [], []
+    for path in paths:
+        try:
+            recipe, fact, state = _read_part(path)
+        except (
+            OSError,
+            KeyError,
+            ValueError,
+            RecursionError,
+            safetensors.SafetensorError,
+        ) as error:
+            raise OptionError(
+                f'"{path}" cannot be read as a part of a measurement. Measure that part again.'
+            ) from error
+        recipes.append(recipe)
+        facts.append(fact)
+        states.append(state)
+    if not recipes:
+        raise OptionError("There is no part to merge. Name the files of all parts.")
+    shared = [{k: v for k, v in each.items() if k != "part"} for each in recipes]
+    for path, each in zip(paths, shared, strict=True):
+        if each != shared[0]:
+            odd = next(key for key in each if each[key] != shared[0].get(key))
+            raise OptionError(
+                f'"{path}" is a part of another measurement: its {odd} differs from that of '
+                f'"{paths[0]}". Measure all parts alike.'
+            )
+    found, parts = sorted(each["part"] for each in recipes), int(shared[0]["parts"])
+    if found != list(range(1, parts + 1)):
+        lost = sorted(set(range(1, parts + 1)) - set(found))
+        what = f"part {lost[0]} is missing" if lost else "a part is there twice"
+        raise OptionError(f"Of {parts} parts {what}. Name each part's file once.")
+    recipe = shared[0]
+    with measuring(
+        ModelSpec.model_validate(recipe["model"]),
+        DataSpec.model_validate(recipe["data"]),
+        samples=recipe["samples"],
+        batch_size=recipe["batch_size"],
+        image_size=recipe["image_size"],
+        device="cpu",
+        dtype=recipe["dtype"],
+        seed=recipe["seed"],
+        watcher=watcher,
+    ) as measurement:
+        if measurement.recipe(1, parts) != recipes[0] | {"part": 1}:
+            raise OptionError(
+                "The weights or images on this machine are not those the parts were measured on."
+            )
+        for _, state in sorted(zip(recipes, states, strict=True), key=lambda pair: pair[0]["part"]):
+            try:
+                measurement.absorb(state)
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise OptionError("A part is damaged. Measure it again.") from error
+        measurement.trace()
+    diagnosis, units = measurement.diagnosis(begun=begun, histograms=histograms)
+    return _as_measured(diagnosis, facts), units
+
+
+def _part_sha256(text: str, state: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256((text + state_sha256(state)).encode()).hexdigest()
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Return what `measure_part` wrote: what parts share, how this one was taken, its sums.
+
+    Raises:
+        OSError, KeyError, ValueError, SafetensorError: Not a part, or not as it was written.
+    """
+    with safetensors.safe_open(path, "pt") as opened:
+        meta = opened.metadata() or {}
+        state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    text = meta["limber_part"]
+    if meta["sha256"] != _part_sha256(text, state):
+        raise ValueError("the file is not as it was written")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("no record of a part")
+    fact = {key: content.pop(key) for key in FACTS}
+    return content, fact, state
+
+
+def _as_measured(diagnosis: Diagnosis, facts: Sequence[Mapping[str, Any]]) -> Diagnosis:
+    """Return a diagnosis that says how its parts were taken, not how they were merged."""
+    passing = sum(each["whole_s"] - each["reading_s"] for each in facts)
+    on_cpu = all(each["device"] == "cpu" for each in facts)
+    said = {
+        name: ", ".join(dict.fromkeys(each[name] for each in facts))
+        for name in ("device", "device_name", "kernels")
+    }
+    header = diagnosis.header.model_copy(
+        update={
+            **said,
+            "wall_s": sum(each["wall_s"] for each in facts),
+            "overhead_fraction": sum(each["reading_s"] for each in facts) / passing
+            if on_cpu and passing > 0
+            else None,
+        }
+    )
+    return diagnosis.model_copy(update={"header": header})
+
+
+# What a part says of how it was taken; parts may differ in it.
+FACTS = ("device", "device_name", "kernels", "wall_s", "reading_s", "whole_s")

@@ -1,0 +1,363 @@
+"""Plans -> a paired fine-tune of the untouched network and the edited ones, and its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from core.compare import CONTROL, compare_curves
+from core.errors import OptionError, PlanError
+from core.export import (
+    curves_csv,
+    curves_of,
+    write_plan,
+    write_whole,
+)
+from core.finetune import Arm, Images, Settings, finetune
+from core.load import (
+    decode,
+    load_model,
+    open_images,
+)
+from core.pipeline.basics import (
+    Watcher,
+    check_image_size,
+    choose_device,
+    device_name,
+    outline_model,
+    tick,
+    versions,
+)
+from core.pipeline.editing import edited_model
+from core.plan import check_plan, planned_size
+from core.planfile import resealed
+from core.records import (
+    ABComparison,
+    DataSpec,
+    ModelOutline,
+    ModelSpec,
+    ReinitPlan,
+    RunRecord,
+    StepRecord,
+)
+
+DEFAULT_STEPS = 60
+
+
+DEFAULT_EVAL_EVERY = 10
+
+
+DEFAULT_TRAIN_IMAGES = 600
+
+
+DEFAULT_VAL_IMAGES = 160
+
+
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+# Bytes; a file system takes 255, and a companion's ending and a number come after it.
+LONGEST_NAME = 180
+
+
+# Plans whose sizes differ by less are of about the same size.
+ALIKE = 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A fine-tune ready to run: the record that repeats it, and the steps when iterated."""
+
+    record: RunRecord
+    steps: Iterator[StepRecord]
+
+
+def prepare_trial(
+    spec: ModelSpec,
+    data: DataSpec,
+    plans: Sequence[ReinitPlan],
+    *,
+    settings: Settings,
+    seeds: Sequence[int] = DEFAULT_SEEDS,
+    image_size: int | None = None,
+    train_images: int | None = DEFAULT_TRAIN_IMAGES,
+    val_images: int | None = DEFAULT_VAL_IMAGES,
+    device: str = "auto",
+    watcher: Watcher | None = None,
+) -> Trial:
+    """Check everything, read the images, and return a trial whose steps run when iterated.
+
+    Args:
+        spec: The model.
+        data: The images; their classes must be as many as the plans' heads have.
+        plans: One arm each, beside the untouched control; a random control
+            (`core.random_twin`) is a plan like the others.
+        settings: Shared by all arms.
+        seeds: One head and batch order each.
+        image_size: Side in pixels; None takes the model's default for short runs.
+        train_images: At most so many, classes in turn; None takes all.
+        val_images: As above, for validation.
+        device: "auto", "cpu" or "cuda".
+        watcher: Progress and stop.
+
+    Raises:
+        LimberError: Bad input, or stopped.
+    """
+    watcher = watcher or Watcher()
+    place = choose_device(device)
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise OptionError("Seeds must be different whole numbers from 0, such as 0,1,2.")
+    images = open_images(data)
+    classes = len(images.outline.classes)
+    watcher.phase("loading the model")
+    outline = outline_model(spec, classes=classes)
+    size = outline.default_size if image_size is None else image_size
+    check_image_size(outline, size)
+    arms_plans: dict[str, ReinitPlan] = {}
+    caveats: list[str] = []
+    for plan in plans:
+        if plan.model.head == "new" and plan.model.classes != classes:
+            raise PlanError(
+                f'Plan "{plan.name}" was made for {plan.model.classes} classes and '
+                f"{images.outline.title} has {classes}. Make the plan again with --data or "
+                f"--classes {classes}."
+            )
+        if plan.model.head == "own":
+            raise PlanError(
+                f'Plan "{plan.name}" keeps the head that came with the weights, and a fine-tune '
+                "starts with a new one. Make the plan again with --data."
+            )
+        check_plan(plan, outline)
+        trimmed, left_out = without_new_head(plan, outline)
+        name = _free_name(plan.name, arms_plans)
+        arms_plans[name] = trimmed
+        caveats += [f'"{name}": {each}' for each in left_out]
+        if spec.weights == "none" and any(target.entries for target in plan.targets):
+            caveats.append(
+                f'"{name}" chose entries on the random network of seed {plan.model.head_seed}; '
+                "without weights to load each seed has another network, where they are any others."
+            )
+    watcher.phase("reading the images")
+    decoded: dict[str, tuple[Tensor, Tensor]] = {}
+    for split, limit in (("train", train_images), ("val", val_images)):
+        if limit is not None and limit < 2:
+            raise OptionError(f"{limit} images are too few; give 2 or more.")
+        decoded[split] = decode(
+            images,
+            split,
+            outline.preprocessing,
+            size=size,
+            limit=limit,
+            seed=0,
+            on_progress=lambda done, total: tick(watcher, done, total, "images read"),
+        )
+    prepared = Images(
+        train=decoded["train"][0],
+        train_labels=decoded["train"][1],
+        val=decoded["val"][0],
+        val_labels=decoded["val"][1],
+        mean=outline.preprocessing.mean,
+        std=outline.preprocessing.std,
+    )
+    head = frozenset(
+        parameter.name for layer in outline.layers if layer.head for parameter in layer.parameters
+    )
+    arms = [Arm(name=CONTROL, build=lambda seed: _untouched(spec, classes, seed), head=head)]
+    arms += [
+        Arm(
+            name=name,
+            build=_builder(plan),
+            frozen=_frozen(outline, plan),
+            head=head,
+            rates=_rates(outline, plan),
+        )
+        for name, plan in arms_plans.items()
+    ]
+    record = RunRecord(
+        model=spec,
+        model_title=outline.title,
+        classes=classes,
+        backbone_sha256=outline.backbone_sha256,
+        data=data,
+        data_title=images.outline.title,
+        data_fingerprint=images.outline.fingerprint,
+        arms=tuple(arm.name for arm in arms),
+        plans=arms_plans,
+        seeds=tuple(seeds),
+        steps=settings.steps,
+        batch_size=min(settings.batch_size, len(prepared.train)),
+        eval_every=settings.eval_every,
+        image_size=size,
+        train_images=len(prepared.train),
+        val_images=len(prepared.val),
+        optimizer="AdamW",
+        lr=settings.lr,
+        head_lr=settings.rate_of_head,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
+        device=place.type,
+        device_name=device_name(place),
+        dtype="float32",
+        versions=versions(),
+        caveats=(*caveats, *_size_caveats(arms_plans, outline)),
+    )
+    watcher.phase("fine-tuning")
+    steps = finetune(
+        arms, prepared, settings, seeds=seeds, device=place, should_stop=watcher.should_stop
+    )
+    return Trial(record=record, steps=steps)
+
+
+def without_new_head(plan: ReinitPlan, outline: ModelOutline) -> tuple[ReinitPlan, tuple[str, ...]]:
+    """Return what of a plan can be compared over several new heads, and what was left out.
+
+    Arms of one seed share a head, and each seed has another. What a plan chose or computed on one
+    head (its smallest weights, a shift of its biases) means nothing on the next; the columns that
+    read a reset unit are 0 on any.
+
+    Raises:
+        PlanError: Nothing is left.
+    """
+    heads = {layer.name for layer in outline.layers if layer.head and not outline.own_head}
+    targets, dropped = [], 0
+    for target in plan.targets:
+        entries = tuple(
+            each
+            for each in target.entries
+            if target.layer not in heads or (target.granularity == "unit" and each.write == "zero")
+        )
+        dropped += len(target.entries) - len(entries)
+        if len(entries) == len(target.entries):
+            targets.append(target)
+        elif entries:
+            names = {each.tensor for each in entries}
+            targets.append(
+                target.model_copy(
+                    update={
+                        "entries": entries,
+                        "parameters": tuple(n for n in target.parameters if n in names),
+                        "buffers": tuple(n for n in target.buffers if n in names),
+                    }
+                )
+            )
+    if not dropped:
+        return plan, ()
+    if not targets:
+        raise PlanError(
+            f'Plan "{plan.name}" resets the new head alone, which is another with each seed. '
+            "Choose layers before it."
+        )
+    kept = plan.model_copy(update={"targets": tuple(targets)})
+    said = (
+        "what it writes into the new head is left out, because the arms of a comparison share "
+        "their head and each seed has another."
+    )
+    return resealed(kept), (said,)
+
+
+def _size_caveats(plans: Mapping[str, ReinitPlan], outline: ModelOutline) -> tuple[str, ...]:
+    """Say which random controls reset more or less than the first plan does."""
+    sizes = {name: planned_size(outline, plan) for name, plan in plans.items()}
+    first = next(iter(sizes), "")
+    rows = []
+    for name, plan in plans.items():
+        if name == first or plan.rule is None or plan.rule.name != "random":
+            continue
+        own, other = sizes[name].parameters, sizes[first].parameters
+        if not 1 / ALIKE <= own / max(other, 1) <= ALIKE:
+            rows.append(
+                f'"{name}" resets {100 * sizes[name].fraction:.2g} % of the parameters and '
+                f'"{first}" {100 * sizes[first].fraction:.2g} %: no layers nearer in size were '
+                "left, and size alone may explain a difference between the two."
+            )
+    return tuple(rows)
+
+
+def _free_name(name: str, taken: Mapping[str, ReinitPlan]) -> str:
+    if name == CONTROL:
+        name = "plan"
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name} {number}"
+    return free
+
+
+def _untouched(spec: ModelSpec, classes: int, seed: int) -> nn.Module:
+    return load_model(spec, classes=classes, head_seed=seed).module
+
+
+def _builder(plan: ReinitPlan) -> Callable[[int], nn.Module]:
+    return lambda seed: edited_model(plan, head_seed=seed)[0].module
+
+
+def _frozen(outline: ModelOutline, plan: ReinitPlan) -> frozenset[str]:
+    return frozenset(
+        parameter.name
+        for layer in outline.layers
+        if layer.name in set(plan.freeze)
+        for parameter in layer.parameters
+    )
+
+
+def _rates(outline: ModelOutline, plan: ReinitPlan) -> dict[str, float]:
+    factors = {rate.layer: rate.factor for rate in plan.learning_rates}
+    return {
+        parameter.name: factors[layer.name]
+        for layer in outline.layers
+        if layer.name in factors
+        for parameter in layer.parameters
+    }
+
+
+def write_run(
+    record: RunRecord, steps: Sequence[StepRecord], out: Path, *, finished: bool
+) -> ABComparison:
+    """Write a run's folder: `curves.csv`, `summary.json` and `plans/ARM.json`.
+
+    Raises:
+        LimberError: The folder cannot be written.
+    """
+    comparison = compare_curves(curves_of(steps))
+    comparison = comparison.model_copy(update={"caveats": (*record.caveats, *comparison.caveats)})
+    write_whole(out / "curves.csv", curves_csv(steps))
+    for file, plan in zip(_file_names(record.plans), record.plans.values(), strict=True):
+        write_plan(plan, out / "plans" / f"{file}.json")
+    last: dict[str, dict[str, float | None]] = {}
+    for step in steps:
+        if step.val_accuracy is not None:
+            last.setdefault(step.arm, {})[str(step.seed)] = step.val_accuracy
+    summary = {
+        "finished": finished,
+        "steps_done": len([step for step in steps if step.step > 0]),
+        "final_val_accuracy": last,
+        "wall_s": max((step.wall_s for step in steps), default=0.0),
+        "comparison": comparison.model_dump(mode="json"),
+        "record": record.model_dump(mode="json"),
+    }
+    write_whole(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return comparison
+
+
+def _file_names(names: Iterable[str]) -> list[str]:
+    """Return names of files for arms: no odd letters, short enough, each another."""
+    found: list[str] = []
+    for name in names:
+        safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name)
+        safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore").strip(". ") or "plan"
+        free, number = safe, 1
+        # Some file systems take capitals for the same.
+        while free.casefold() in {each.casefold() for each in found}:
+            number += 1
+            free = f"{safe} {number}"
+        found.append(free)
+    return found
+
+
+def step_event(step: StepRecord) -> dict[str, object]:
+    """Return a step as the fields of an event."""
+    return asdict(step)

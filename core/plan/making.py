@@ -1,0 +1,372 @@
+"""A person's choice -> plan, checked against the network it is for."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from core.errors import PlanError
+from core.plan.reading import first_problem
+from core.planfile import arrays_of, chosen_entries
+from core.records import (
+    Evidence,
+    LayerInfo,
+    LayerRate,
+    ModelIdentity,
+    ModelOutline,
+    Pattern,
+    ReinitPlan,
+    RuleChoice,
+    SchemeChoice,
+    Target,
+)
+from core.records.outline import is_bias
+
+Syntax = Literal["name", "glob", "regex", "type"]
+
+
+# Schemes that leave everything but biases alone.
+BIASES_ALONE = ("bias-mean",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSize:
+    """What a choice of layers would touch; shared parameters are counted once."""
+
+    layers: int
+    tensors: int
+    parameters: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the network's parameters, in [0, 1]."""
+        return self.parameters / self.total if self.total else 0.0
+
+
+def match_layers(outline: ModelOutline, text: str, *, syntax: Syntax = "glob") -> tuple[str, ...]:
+    """Return the names of the layers a pattern matches, in forward order.
+
+    Args:
+        outline: The network.
+        text: The pattern. A glob's `*` also crosses dots, and a pattern that names a whole
+            block ("blocks.5") stands for every layer in it.
+        syntax: "name" (exact), "glob", "regex" (searched anywhere in the name) or "type" (glob
+            over class names, such as "Conv2d").
+
+    Raises:
+        PlanError: Malformed pattern, or nothing matches.
+    """
+    if not text.strip():
+        raise PlanError('The pattern is empty. Write a layer name or a glob such as "blocks.5.*".')
+    names = [layer.name for layer in outline.layers]
+    if syntax == "regex":
+        try:
+            expression = re.compile(text)
+        except re.error as error:
+            raise PlanError(f'"{text}" is not a regular expression: {error}.') from error
+        found = [name for name in names if expression.search(name)]
+    elif syntax == "type":
+        found = [
+            layer.name
+            for layer in outline.layers
+            if fnmatch.fnmatchcase(layer.type.lower(), text.lower())
+        ]
+    elif syntax == "name":
+        found = [name for name in names if name == text]
+    else:
+        found = [
+            name
+            for name in names
+            if fnmatch.fnmatchcase(name, text) or fnmatch.fnmatchcase(name, text + ".*")
+        ]
+    if not found:
+        what = "layer type" if syntax == "type" else "layer"
+        known = sorted({layer.type for layer in outline.layers}) if syntax == "type" else names
+        more = f" and {len(known) - 4} more" if len(known) > 4 else ""
+        raise PlanError(
+            f'No {what} of {outline.title} matches the {syntax} "{text}". It has '
+            f"{', '.join(known[:4])}{more}."
+        )
+    return tuple(found)
+
+
+def plan_size(outline: ModelOutline, layers: Sequence[str]) -> PlanSize:
+    """Return what resetting these layers would touch. A new head is never reset."""
+    chosen = [layer for layer in outline.layers if layer.name in set(layers)]
+    chosen = [layer for layer in chosen if outline.own_head or not layer.head]
+    counted: dict[str, int] = {}
+    for layer in chosen:
+        group = {name: names[0] for names in layer.tied for name in names}
+        for parameter in layer.parameters:
+            counted[group.get(parameter.name, parameter.name)] = parameter.count
+    return PlanSize(
+        layers=len(chosen),
+        tensors=len(counted),
+        parameters=sum(counted.values()),
+        total=outline.parameters,
+    )
+
+
+def planned_size(outline: ModelOutline, plan: ReinitPlan) -> PlanSize:
+    """Return what a plan touches: entries that are written twice count once.
+
+    Raises:
+        PlanError: The plan's companion is missing, or it names what the network does not have.
+    """
+    arrays = arrays_of(plan)
+    shapes = {p.name: p.shape for layer in outline.layers for p in layer.parameters}
+    firsts = {n: ns[0] for layer in outline.layers for ns in layer.tied for n in ns}
+    touched: dict[str, int | np.ndarray] = {}
+    for target in plan.targets:
+        partly = {entries.tensor for entries in target.entries}
+        for name in target.parameters:
+            if name not in shapes:
+                raise PlanError(f'{outline.title} has no parameter "{name}".')
+            if name not in partly:
+                touched[firsts.get(name, name)] = math.prod(shapes[name])
+        for entries in target.entries:
+            if entries.tensor not in shapes:
+                continue  # a buffer
+            name = firsts.get(entries.tensor, entries.tensor)
+            flags = chosen_entries(entries, shapes[entries.tensor], arrays)
+            before = touched.get(name)
+            if flags is None or isinstance(before, int):
+                touched[name] = math.prod(shapes[entries.tensor])
+            else:
+                touched[name] = flags if before is None else before | flags
+    return PlanSize(
+        layers=len(plan.targets),
+        tensors=len(touched),
+        parameters=sum(n if isinstance(n, int) else int(n.sum()) for n in touched.values()),
+        total=outline.parameters,
+    )
+
+
+def make_plan(
+    outline: ModelOutline,
+    layers: Sequence[str],
+    *,
+    scheme: str = "architecture",
+    scheme_parameters: Mapping[str, float] | None = None,
+    seed: int = 0,
+    name: str = "plan",
+    patterns: Sequence[Pattern] = (),
+    freeze: Sequence[str] = (),
+    evidence: Evidence | None = None,
+    resets_buffers: bool = True,
+    learning_rates: Mapping[str, float] | None = None,
+    rule: RuleChoice | None = None,
+) -> ReinitPlan:
+    """Return the plan that resets the given layers of the outlined network.
+
+    A head that is new anyway is left out: both arms of a comparison must share it.
+
+    Args:
+        outline: The network, with its head for the downstream classes.
+        layers: Layer names, in any order.
+        scheme: What is written.
+        scheme_parameters: The scheme's own numbers.
+        seed: Seed of the draw.
+        name: Name of the arm.
+        patterns: How the layers were picked.
+        freeze: Layers that shall not train.
+        evidence: What the choice rests on.
+        resets_buffers: Whether running statistics are reset with the layer.
+        learning_rates: Layer to the multiple of the learning rate at which it trains.
+        rule: The rule that chose the layers; None when a person did.
+
+    Raises:
+        PlanError: Nothing to reset, an unknown layer, a layer that no forward pass reaches, or
+            a shared parameter of which only one owner was picked.
+    """
+    known = {layer.name: layer for layer in outline.layers}
+    for layer in (*layers, *freeze):
+        if layer not in known:
+            raise PlanError(
+                f'{outline.title} has no layer "{layer}". See the names with python -m core plan '
+                "--layers '*'."
+            )
+    chosen = [layer for layer in outline.layers if layer.name in set(layers)]
+    reset = [layer for layer in chosen if outline.own_head or not layer.head]
+    if not reset:
+        raise PlanError(
+            "There is nothing to reset: pick at least one layer."
+            if not chosen
+            else f'Only the head ("{chosen[0].name}") was picked, and it is new already. Pick '
+            "layers before it."
+        )
+    _refuse_half_of_a_tie(reset)
+    if scheme in BIASES_ALONE:
+        biased = [layer for layer in reset if any(is_bias(p.name) for p in layer.parameters)]
+        if not biased:
+            raise PlanError(
+                f'"{scheme}" writes biases alone, and "{reset[0].name}" has none. Pick layers that '
+                "have one."
+            )
+        reset = biased
+    try:
+        return ReinitPlan(
+            name=name,
+            model=model_identity(outline),
+            patterns=tuple(patterns),
+            rule=rule,
+            learning_rates=checked_rates(outline, learning_rates),
+            targets=tuple(
+                Target(
+                    layer=layer.name,
+                    parameters=tuple(
+                        parameter.name
+                        for parameter in layer.parameters
+                        if scheme not in BIASES_ALONE or is_bias(parameter.name)
+                    ),
+                    buffers=(*layer.buffers, *layer.coupled_buffers) if resets_buffers else (),
+                    scheme=SchemeChoice(name=scheme, parameters=dict(scheme_parameters or {})),
+                    seed=seed,
+                )
+                for layer in reset
+            ),
+            freeze=tuple(layer.name for layer in outline.layers if layer.name in set(freeze)),
+            evidence=evidence or Evidence(),
+        )
+    except ValidationError as error:
+        raise PlanError(first_problem(error, "The plan")) from error
+
+
+def model_identity(outline: ModelOutline) -> ModelIdentity:
+    """Return the identity of an outlined network, as plans carry it."""
+    return ModelIdentity(
+        source=outline.spec.source,
+        name=outline.spec.name,
+        weights=outline.spec.weights,
+        checkpoint=outline.spec.checkpoint,
+        classes=outline.classes,
+        head="own" if outline.own_head else "new",
+        kwargs=dict(outline.spec.kwargs),
+        head_seed=outline.head_seed,
+        backbone_sha256=outline.backbone_sha256,
+    )
+
+
+def checked_rates(
+    outline: ModelOutline, factors: Mapping[str, float] | None
+) -> tuple[LayerRate, ...]:
+    """Return learning-rate factors in the network's order.
+
+    Raises:
+        PlanError: An unknown layer, or a factor below 0 or not finite.
+    """
+    given = dict(factors or {})
+    for layer, factor in given.items():
+        if outline.layer(layer) is None:
+            raise PlanError(f'{outline.title} has no layer "{layer}" to set a learning rate for.')
+        if not 0 <= factor <= 1e6:
+            raise PlanError(
+                f'The learning-rate factor of "{layer}" is {factor:g}; give 0 to 1,000,000.'
+            )
+    return tuple(
+        LayerRate(layer=layer.name, factor=given[layer.name])
+        for layer in outline.layers
+        if layer.name in given
+    )
+
+
+def last_blocks(outline: ModelOutline, count: int) -> tuple[str, ...]:
+    """Return the layers of the last blocks and of what follows them, a head excluded.
+
+    A block is a stage whose name ends in a number, such as "blocks.11" or "layer4.1"; where there
+    is none, every stage is a block.
+
+    Raises:
+        PlanError: The network has fewer blocks.
+    """
+    stages = list(
+        dict.fromkeys(layer.stage for layer in outline.layers if layer.executed and not layer.head)
+    )
+    numbered = [stage for stage in stages if stage.rpartition(".")[2].isdigit()] or stages
+    if not 1 <= count <= len(numbered):
+        raise PlanError(
+            f"{outline.title} has {len(numbered)} blocks, not {count}. Give 1 to {len(numbered)}."
+        )
+    wanted = set(stages[stages.index(numbered[-count]) :])
+    return tuple(
+        layer.name
+        for layer in outline.layers
+        if layer.stage in wanted and layer.executed and not layer.head
+    )
+
+
+def _refuse_half_of_a_tie(chosen: Sequence[LayerInfo]) -> None:
+    names = {parameter.name for layer in chosen for parameter in layer.parameters}
+    for layer in chosen:
+        for group in layer.tied:
+            outside = [name for name in group if name not in names]
+            if outside:
+                raise PlanError(
+                    f'"{layer.name}" shares its parameter with "{outside[0].rpartition(".")[0]}". '
+                    "Pick both (the shared tensor is reset once) or neither."
+                )
+
+
+def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
+    """Raise unless the plan was made for this network and these weights.
+
+    Raises:
+        PlanError: Another architecture, other weights, another head, or names it does not have.
+    """
+    model = plan.model
+    if (model.source, model.name) != (outline.spec.source, outline.spec.name):
+        missing = next(
+            (target.layer for target in plan.targets if outline.layer(target.layer) is None), None
+        )
+        detail = f' Its layer "{missing}" is not in {outline.spec.name}.' if missing else ""
+        raise PlanError(
+            f"The plan was made for {model.source}:{model.name}, and the model at hand is "
+            f"{outline.spec.source}:{outline.spec.name}.{detail} Load that model, or make a new "
+            "plan."
+        )
+    if (model.head == "own") != outline.own_head or model.classes != outline.classes:
+        raise PlanError(
+            f"The plan was made for {_head_said(model.head == 'own', model.classes)}, and the "
+            f"network at hand has {_head_said(outline.own_head, outline.classes)}. Make the plan "
+            "again for these classes."
+        )
+    names = {parameter.name for layer in outline.layers for parameter in layer.parameters}
+    buffers = {
+        buffer for layer in outline.layers for buffer in (*layer.buffers, *layer.coupled_buffers)
+    }
+    for target in plan.targets:
+        for kind, given, known in (
+            ("parameter", target.parameters, names),
+            ("buffer", target.buffers, buffers),
+        ):
+            missing = next((each for each in given if each not in known), None)
+            if missing:
+                raise PlanError(
+                    f'The plan\'s layer "{target.layer}" names the {kind} "{missing}", which '
+                    f"{outline.title} does not have. Make the plan again for this model."
+                )
+    for does, layers in (
+        ("freezes", plan.freeze),
+        ("sets a learning rate for", [rate.layer for rate in plan.learning_rates]),
+    ):
+        for layer in layers:
+            if outline.layer(layer) is None:
+                raise PlanError(f'The plan {does} "{layer}", which {outline.title} does not have.')
+    if model.backbone_sha256 != outline.backbone_sha256:
+        raise PlanError(
+            f"The plan was made for weights {model.backbone_sha256[:12]}..., and the weights at "
+            f"hand are {outline.backbone_sha256[:12]}.... Load the weights the plan was made "
+            "for, or make the plan again on these."
+        )
+
+
+def _head_said(own: bool, classes: int) -> str:
+    return f"the weights' own head ({classes})" if own else f"a new head of {classes} classes"
