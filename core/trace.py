@@ -48,19 +48,25 @@ class _Cue:
 
     Attributes:
         site: The activation; None for attention.
+        fed: The parameter last used before it, by identity: of branches that look alike and of
+            which each pass takes another, it tells which one this is.
         shape: Shape of its input but for the first axis.
         attention: Name of the attention's site.
         inside: Path of the module it ran in.
     """
 
     site: Site | None
+    fed: int
     shape: tuple[int, ...] = ()
     attention: str = ""
     inside: str = ""
 
 
-class OtherPassError(Exception):
-    """A pass took another way through the network than the pass it was held to."""
+class OtherPassError(BaseException):
+    """A pass took another way through the network than the pass it was held to.
+
+    Not an Exception: a network that catches these must not go on in a way it never goes.
+    """
 
 
 class _Catcher(TorchFunctionMode):
@@ -78,10 +84,14 @@ class _Catcher(TorchFunctionMode):
         self._attended, self._called = attended, called
         self._calls: Counter[str] = Counter()
         self._known = known
+        self._fed = 0
         self.cues: list[_Cue] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # Not isinstance, which Parameter answers slowly.
+        if len(args) > 1 and type(args[1]) is nn.Parameter:
+            self._fed = id(args[1])
         result = self._watched(func, args, kwargs)
         if self._called is not None:
             inside = frozenset(name for name, _ in self._running)
@@ -109,19 +119,24 @@ class _Catcher(TorchFunctionMode):
     def _attention_cue(self) -> _Cue:
         if self._known is not None:
             cue = self._next()
-            if cue.site is not None:
+            if cue.site is not None or cue.fed != self._fed:
                 raise OtherPassError
             return cue
         inside = self._running[-1][0]
         named = self._named(f"{inside}:attention".lstrip(":"))
-        self.cues.append(_Cue(None, attention=named, inside=inside))
+        self.cues.append(_Cue(None, self._fed, attention=named, inside=inside))
         return self.cues[-1]
 
     def _site(self, activation: Activation, z: Tensor) -> Site:
         shape = tuple(z.shape[1:])
         if self._known is not None:
             cue = self._next()
-            if cue.site is None or cue.site.activation != activation or cue.shape != shape:
+            if (
+                cue.site is None
+                or cue.site.activation != activation
+                or cue.shape != shape
+                or cue.fed != self._fed
+            ):
                 raise OtherPassError
             return cue.site
         name, module = self._running[-1]
@@ -134,7 +149,7 @@ class _Catcher(TorchFunctionMode):
             activation=activation,
             type=type(module).__name__ if own else activation.name,
         )
-        self.cues.append(_Cue(site, shape))
+        self.cues.append(_Cue(site, self._fed, shape))
         return site
 
     def _next(self) -> _Cue:

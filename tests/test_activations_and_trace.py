@@ -639,6 +639,42 @@ def test_a_pass_that_goes_another_way_is_refused(first: float) -> None:
     assert hooked(module) == 0
 
 
+def test_a_pass_through_another_branch_that_looks_alike_is_refused() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made = nn.ModuleList(
+                nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)) for _ in range(3)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            kinds = x[:, 0].round().long()
+            rows = [x[kinds == i] for i in range(3)]
+            return torch.cat(
+                [each(own) for each, own in zip(self.made, rows, strict=True) if len(own)]
+            )
+
+    module = Experts()
+    seen: list[str] = []
+
+    def passed(*kinds: float) -> list[str]:
+        seen.clear()
+        with (
+            watch.kept(),
+            watch.forward(before_activation=lambda site, z: seen.append(site.name)),
+        ):
+            module(torch.tensor(kinds, dtype=torch.float32)[:, None].expand(-1, 3))
+        return list(seen)
+
+    with watched(module) as watch:
+        assert passed(0, 1, 1) == ["made.0.1", "made.1.1"]
+        assert passed(1, 0) == ["made.0.1", "made.1.1"]
+        with pytest.raises(OtherPassError):
+            passed(0, 2)
+        watch.forget()
+        assert passed(0, 2) == ["made.0.1", "made.2.1"]
+
+
 def test_a_pass_that_ends_early_or_goes_on_is_refused() -> None:
     class Longer(nn.Module):
         times = 2

@@ -144,7 +144,7 @@ def test_every_read_that_measuring_takes_is_built() -> None:
         for function in FUNCTIONS
         if (activation := activation_of(function, (torch.zeros(1),), {})) is not None
     }
-    taken = {int(_wanted_of(activation)[0]) for activation in activations}
+    taken = {int(_wanted_of(activation, torch.float32)[0]) for activation in activations}
 
     assert taken | {Want.ABSOLUTE, Want.POSITIVE | Want.INSIDE} == {int(each) for each in MEASURED}
     assert {int(each) for each in MEASURED} == compiled._BUILT

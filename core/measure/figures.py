@@ -132,8 +132,8 @@ def figures_of(
         figures |= more
         per_unit |= arrays
         seen = shard.sites.get(layer.activation or "")
-        if seen is not None and seen.rows:
-            types[layer.name] = gauge.sites[layer.activation or ""].activation.name
+        if seen is not None and seen.rows and layer.activation in gauge.sites:
+            types[layer.name] = gauge.sites[layer.activation].activation.name
             unit_counts[layer.name] = seen.sums.shape[1]
         more, arrays = _head_part(shard.heads.get(layer.attention or ""), layer)
         figures |= more
@@ -329,14 +329,21 @@ def _site_part(
     gauge: Gauge, layer: LayerInfo
 ) -> tuple[dict[str, MetricValue], dict[str, np.ndarray]]:
     seen = gauge.shard.sites.get(layer.activation or "")
-    if seen is None or seen.rows == 0:
+    site = gauge.sites.get(layer.activation or "")
+    if seen is not None and seen.rows and site is None:
+        return missing(
+            (*SITE_NAMES, *AT_UNITS),
+            "its activation runs with some images only, and not with the first batch, by which "
+            "parts of a measurement are put together: measure in one go",
+        ), {}
+    if seen is None or seen.rows == 0 or site is None:
         reason = (
             "its activation was not reached in this pass"
             if layer.activation
             else "the layer feeds no activation function"
         )
         return missing((*SITE_NAMES, *AT_UNITS), reason), {}
-    activation = gauge.sites[layer.activation or ""].activation
+    activation = site.activation
     sums = seen.sums.cpu()
     if not bool(sums.isfinite().all()):
         return missing(

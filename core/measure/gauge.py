@@ -11,12 +11,13 @@ batch size. Nothing here waits for the device; figures are taken to the host aft
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
@@ -103,14 +104,16 @@ class _Ear:
         gradient: (units,) float64, sum of |dL_n/dh|; None until it came.
     """
 
-    def __init__(self, site: Site, layer: int, shape: torch.Size, axis: int) -> None:
+    def __init__(
+        self, site: Site, layer: int, shape: torch.Size, axis: int, dtype: torch.dtype
+    ) -> None:
         self.site, self.layer, self.shape, self.axis = site, layer, shape, axis
         self.units = shape[axis]
         self.rows = shape.numel() // max(self.units, 1)
         self.before: Tensor | None = None
         self.sums = torch.empty(0)
         self.gradient: Tensor | None = None
-        want, limits = _wanted_of(site.activation)
+        want, limits = _wanted_of(site.activation, dtype)
         self.read = Reader(axis, want, limits)
         self.read_gradient = Reader(axis, Want.ABSOLUTE)
         self.read_before: Reader | None = None
@@ -185,6 +188,9 @@ class Gauge:
         self._reads: list[_Ear] = []
         self._rows_taken: list[tuple[str, _Offer, Tensor | None]] = []
         self._attention: dict[int, Tensor] = {}
+        self._heads: list[tuple[str, HeadSums]] = []
+        # Whether the network writes into its input; None before the first pass.
+        self._writes: bool | None = None
         self._offers: dict[tuple[int, int, int], _Offer] = {}
         self._segments: tuple[tuple[int, ...], Tensor, Tensor] | None = None
         # Wall time spent on reading, of the whole of `add`; says little where work is queued.
@@ -225,6 +231,7 @@ class Gauge:
         except RUN_ERRORS as error:
             raise _explained(error, inputs, labels) from error
         passed = perf_counter()
+        self._check_reads()
         norms = self._add_gradients(gradients)
         del gradients
         self._add_reads()
@@ -256,7 +263,8 @@ class Gauge:
 
     def _pass(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and its gradients; reads wait to be added."""
-        self._reads, self._rows_taken, self._attention, self._offers = [], [], {}, {}
+        self._reads, self._rows_taken, self._heads = [], [], []
+        self._attention, self._offers = {}, {}
         with torch.enable_grad(), self._watch.kept() as self._hooks:
             with self._watch.forward(
                 before_activation=self._timed(self._before),
@@ -276,8 +284,20 @@ class Gauge:
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         mixed = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
-            logits = first_tensor(self.module(inputs))
+        # The batch is wanted again: by the twin, and where a pass is repeated.
+        given = inputs if self._writes is False else inputs.clone()
+        version = given._version
+        try:
+            with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
+                logits = first_tensor(self.module(given))
+        finally:
+            written = given._version != version
+            if written and given is inputs:
+                raise ModelError(
+                    "The network writes into its input, and did not in the batches before. "
+                    "Give it a copy of its input in its forward."
+                )
+        self._writes = self._writes or written
         if logits is None:
             raise TypeError("the network returned no tensor")
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -301,7 +321,7 @@ class Gauge:
         """Halve the scale of the loss until no float16 gradient overflows. Waits for the device."""
         while self._scale > SMALLEST_SCALE:
             try:
-                with torch.enable_grad():
+                with torch.enable_grad(), self._watch.kept():
                     gradients = self._gradients(self._loss(inputs, labels))
             except RUN_ERRORS as error:
                 raise _explained(error, inputs, labels) from error
@@ -380,9 +400,11 @@ class Gauge:
             ]
         )
         at_units = at_units / rows
-        means = (
-            torch.stack([absolute, inside, near, offset, binary_entropy(positive), at_units]) @ mean
-        )
+        by_unit = torch.stack([absolute, inside, near, offset, binary_entropy(positive), at_units])
+        # In a product one site's NaN would reach all others.
+        broken_units = ~by_unit.isfinite()
+        means = torch.where(broken_units, 0.0, by_unit) @ mean
+        means = torch.where(broken_units.double() @ mean > 0, math.nan, means)
         shares = (
             torch.stack(
                 [
@@ -442,7 +464,7 @@ class Gauge:
         if place is None or z.ndim < 2:
             return None
         axis = self._axis(self.layers[place], z)
-        ear = self._ears[site.name] = _Ear(site, place, z.shape, axis)
+        ear = self._ears[site.name] = _Ear(site, place, z.shape, axis, z.dtype)
         return ear
 
     def _before(self, site: Site, z: Tensor) -> None:
@@ -460,15 +482,32 @@ class Gauge:
 
         def on_gradient(gradient: Tensor) -> None:
             began = perf_counter()
-            # A tensor's hook may run more than once in a pass only where it is used by several
-            # graphs; here there is one.
+            # Of gradients taken inside the forward and that of the loss, the loss's comes last.
             ear.gradient = ear.read_gradient(gradient)[0]
             self.reading_s += perf_counter() - began
 
         self._hooks.gradient(h, on_gradient)
 
+    def _check_reads(self) -> None:
+        """Refuse an activation of another width before anything of the batch is added.
+
+        Raises:
+            ModelError: With the activation and both widths.
+        """
+        for ear in self._reads:
+            known = self.shard.sites.get(ear.site.name)
+            if known is not None and known.sums.shape[1] != ear.units:
+                raise ModelError(
+                    f'The activation "{ear.site.name}" had {known.sums.shape[1]} units in earlier '
+                    f"batches and has {ear.units} in this one, so that no figure speaks of a unit. "
+                    "Give batches that it treats alike."
+                )
+
     def _add_reads(self) -> None:
         """Add what was read of the batch in hand to the sums."""
+        for name, sums in self._heads:
+            heads = self.shard.heads.get(name)
+            self.shard.heads[name] = sums if heads is None else heads.merged(sums)
         for ear in self._reads:
             known = self.shard.sites.get(ear.site.name)
             if known is None:
@@ -539,8 +578,7 @@ class Gauge:
         chosen = positions(samples, queries, most=most, salt=queries)
         entropy, chooses = attention.entropy(_on(chosen, self.device))
         sums = HeadSums(chooses.sum((0, 2)), entropy.double().sum((0, 2)))
-        known = self.shard.heads.get(name)
-        self.shard.heads[name] = sums if known is None else known.merged(sums)
+        self._heads.append((name, sums))
         self._attention[place] = (sums.entropy / sums.rows).mean()
 
 
@@ -560,7 +598,7 @@ def _on(values: list[float] | list[int] | np.ndarray, device: torch.device) -> T
 
 
 @cache
-def _wanted_of(activation: Activation) -> tuple[Want, Limits]:
+def _wanted_of(activation: Activation, dtype: torch.dtype) -> tuple[Want, Limits]:
     want, middle = Want.ABSOLUTE | Want.NEAR, 0.0
     intervals: Intervals = ()
     if output_tells(activation):
@@ -569,12 +607,24 @@ def _wanted_of(activation: Activation) -> tuple[Want, Limits]:
         if activation.rectifies:
             # What is not positive is saturated: no need to count it twice.
             intervals = tuple(each for each in intervals if each[1] > 0)
+        # Outputs at a bound are at the number next to it that their type has.
+        intervals = tuple(
+            (torch.tensor(low, dtype=dtype).item(), torch.tensor(high, dtype=dtype).item())
+            for low, high in intervals
+        )
         if intervals:
             want |= Want.INSIDE
     if activation.bounds is not None:
         want |= Want.OFFSET
         middle = sum(activation.bounds) / 2
     return want, Limits(intervals, middle, NEAR_ZERO_OUTPUT)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Have compiled parts run as written: what is compiled cannot be watched."""
+    # Nothing is compiled before this is loaded, and loading it takes a second.
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 @contextmanager
@@ -591,7 +641,7 @@ def watching(
         layers: The layers to report on, from the outline of the same architecture.
         dtype: float32, or float16 or bfloat16 to run under autocast.
     """
-    with module_kept(module), random_state_kept(0), watched(module) as watch:
+    with _eager(), module_kept(module), random_state_kept(0), watched(module) as watch:
         batch_statistics(module)
         yield Gauge(module, layers, watch, dtype=dtype)
 

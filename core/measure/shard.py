@@ -322,7 +322,8 @@ def shard_state(shard: Shard) -> dict[str, Tensor]:
             "moments/mean": shard.moments.mean,
             "moments/m2": shard.moments.m2,
         }
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    # Copies: what was returned must not change when measuring goes on.
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
 
 
 def _taker(rows: Tensor) -> Callable[[np.ndarray], Tensor]:
