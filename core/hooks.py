@@ -6,6 +6,7 @@ and a hook that outlives its block would keep activations alive and poison the n
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 TRACKING = "track_running_stats"
 _EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
+# Of these, what a forward may change: hooks are put on and taken off by whoever watches.
+_HOLD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+_CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 
 
 class Hooks:
@@ -39,9 +43,25 @@ class Hooks:
         Tensor hooks survive in-place changes of the tensor further on, which module backward
         hooks do not.
         """
-        if tensor.requires_grad:
+        if not tensor.requires_grad:
+            return
+        base = tensor._base
+        if base is None or base._version == 0:
             handle = tensor.register_hook(call)
-            self._stack.callback(handle.remove)
+        else:
+            # Whoever uses a view that was written through, or the tensor behind it, hands the
+            # gradient to that tensor; the view's own is a part of it.
+            place = tensor.size(), tensor.stride(), tensor.storage_offset() - base.storage_offset()
+            whole = base.size(), base.stride()
+
+            def at_base(gradient: Tensor) -> None:
+                if gradient.stride() != whole[1]:
+                    gradient = gradient.new_empty_strided(*whole).copy_(gradient)
+                offset = gradient.storage_offset() + place[2]
+                call(gradient.as_strided(place[0], place[1], offset))
+
+            handle = base.register_hook(at_base)
+        self._stack.callback(handle.remove)
 
     def close(self) -> None:
         """Remove every hook."""
@@ -63,9 +83,10 @@ def module_kept(module: nn.Module) -> Iterator[None]:
     """Run a block, then restore flags, gradients and buffers of a network.
 
     Restored are each module's own training flag (not only the root's, which would thaw a frozen
-    BatchNorm), each parameter's `requires_grad` and `.grad` (the same object as before), the
-    tracking flag of norms, and each buffer's values. Parameters themselves are not copied: the
-    stages that use this never write to them.
+    BatchNorm), each parameter's `requires_grad` and `.grad` (the same object as before; none
+    inside, so that a network that runs a backward of its own adds to none), the tracking flag of
+    norms, and each buffer's values. Parameters themselves are not copied: the stages that use
+    this never write to them.
     """
     training = [(each, each.training) for each in module.modules()]
     tracking = [
@@ -80,6 +101,8 @@ def module_kept(module: nn.Module) -> Iterator[None]:
         for key, each in owner._buffers.items()
         if each is not None
     ]
+    for parameter, _, _ in parameters:
+        parameter.grad = None
     try:
         yield
     finally:
@@ -99,21 +122,21 @@ def module_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def memory_kept(module: nn.Module) -> Iterator[None]:
-    """Run a block, then put back the plain attributes of every module.
+    """Run a block, then put back what modules hold: attributes, buffers, parameters, children.
 
     In eval mode some networks keep a table made from their parameters (attention biases, a
     position grid) for the next pass. Such a table belongs to the graph of one pass: a second
     backward would run through the first one's graph, and a table made without gradients cuts its
-    parameters off.
+    parameters off. Objects are put back, and the contents of dicts, lists and sets; what is
+    written into a tensor stays.
     """
     # A plain copy of the dictionaries is quick, and this runs once a batch.
     before = [(vars(each), dict(vars(each))) for each in module.modules()]
-    contents: list[tuple[Any, Any]] = [
-        (value, value.copy())
-        for _, kept in before
-        for key, value in kept.items()
-        if type(value) in (dict, list) and key not in _EVERY_MODULE_HAS
-    ]
+    contents: dict[int, tuple[Any, Any]] = {}
+    for _, kept in before:
+        for key, value in kept.items():
+            if type(value) in _CONTAINERS and (key in _HOLD or key not in _EVERY_MODULE_HAS):
+                _copied(value, contents)
     try:
         yield
     finally:
@@ -123,12 +146,22 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
             for key, value in kept.items():
                 if now.get(key) is not value and key not in _EVERY_MODULE_HAS:
                     now[key] = value
-        for held, content in contents:
+        for held, content in contents.values():
             held.clear()
-            if isinstance(held, dict):
-                held.update(content)
-            else:
+            if isinstance(held, list | deque):
                 held.extend(content)
+            else:
+                held.update(content)
+
+
+def _copied(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
+    """Note the content of a container, and of those in it, by identity."""
+    if id(value) in contents:
+        return
+    contents[id(value)] = value, value.copy()
+    for each in value.values() if isinstance(value, dict) else value:
+        if type(each) in _CONTAINERS:
+            _copied(each, contents)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

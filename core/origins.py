@@ -1,13 +1,15 @@
 """Which layer a tensor comes from, followed through a forward pass function by function.
 
 A layer's output seldom reaches the next one as the same object: it is reshaped, split for a
-gate, added to a residual, pooled. As long as its units stay apart on the same axis, what becomes
-of it still speaks of the layer.
+gate, added to a residual, pooled. As long as its units stay apart on an axis of their own, what
+becomes of it still speaks of the layer. Which axis that is, sizes alone cannot tell: a batch or
+an image may be as wide as the layer. So it is followed too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,22 +50,31 @@ BLENDS = frozenset(
     }
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a tensor comes from.
+
+    Attributes:
+        layer: The layer that made it.
+        axis: The axis that the layer's units lie on, not negative.
+    """
+
+    layer: str
+    axis: int
+
+
 # Keyed by identity, with the tensor kept alive so that no identity is used twice.
-_Known = dict[int, tuple[Tensor, str]]
+_Known = dict[int, tuple[Tensor, Origin]]
 
 
 class Origins:
-    """The layers that the tensors of one forward pass come from.
+    """The layers that the tensors of one forward pass come from."""
 
-    Args:
-        axis: Says of a layer and what it made on what axis its units lie.
-    """
-
-    def __init__(self, axis: Callable[[str, Tensor], int]) -> None:
-        self._axis = axis
+    def __init__(self) -> None:
         self._made: _Known = {}
         self._blended: _Known = {}
-        self._last: tuple[str, torch.Size] | None = None
+        self._last: tuple[Origin, torch.Size] | None = None
         # Layers by when they, or a norm behind them, ran last.
         self._turn: dict[str, int] = {}
         self._turns = 0
@@ -71,14 +82,14 @@ class Origins:
     @property
     def last(self) -> str:
         """The layer that ran last, or the one whose norm did; empty before the first."""
-        return self._last[0] if self._last is not None else ""
+        return self._last[0].layer if self._last is not None else ""
 
-    def maker(self, tensor: Tensor | None) -> str:
-        """Return the layer that made the tensor's values; empty where none did alone."""
-        return self._made.get(id(tensor), (None, ""))[1]
+    def maker(self, tensor: Tensor | None) -> Origin | None:
+        """Return the layer that made the tensor's values; None where none did alone."""
+        return self._made.get(id(tensor), (None, None))[1]
 
-    def feeder(self, tensor: Tensor) -> str:
-        """Return the layer that an activation of this tensor speaks of; empty for none.
+    def feeder(self, tensor: Tensor) -> Origin | None:
+        """Return the layer that an activation of this tensor speaks of; None for none.
 
         Where it came by no known way, as inside a fused norm and activation, it is the layer
         that ran last, if that gave the same shape.
@@ -88,58 +99,102 @@ class Origins:
             return known[1]
         if self._last is not None and self._last[1] == tensor.shape:
             return self._last[0]
-        return ""
+        return None
 
-    def ran(self, layer: str, output: Tensor) -> None:
+    def ran(self, origin: Origin, output: Tensor) -> None:
         """Note that a layer made a tensor."""
-        self._made[id(output)] = output, layer
-        self._last = layer, output.shape
+        self._made[id(output)] = output, origin
+        self._last = origin, output.shape
         self._turns += 1
-        self._turn[layer] = self._turns
+        self._turn[origin.layer] = self._turns
 
     def forget(self, tensor: Tensor) -> None:
         """Note that a tensor was overwritten with something else."""
         self._made.pop(id(tensor), None)
         self._blended.pop(id(tensor), None)
 
-    def called(self, function: Any, given: Sequence[Any], result: Any) -> None:
+    def called(
+        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
         """Note what a function made of the tensors it was given."""
         if function in RESHAPES or function in PARTS:
-            for made in tensors_in([result]):
-                for known in (self._made, self._blended):
-                    _, layer = known.get(id(given[0]), (None, ""))
-                    if layer and self._apart(layer, given[0], made, part=function in PARTS):
-                        known[id(made)] = made, layer
+            for known in (self._made, self._blended):
+                source, origin = known.get(id(args[0]) if args else 0, (None, None))
+                if source is None or origin is None:
+                    continue
+                moved = _moved(function, source, origin.axis, args[1:], kwargs)
+                for made, axis in zip(tensors_in([result]), moved, strict=False):
+                    if axis is not None and _apart(
+                        source, origin.axis, made, axis, part=function in PARTS
+                    ):
+                        known[id(made)] = made, Origin(origin.layer, axis)
         elif function in BLENDS and isinstance(result, Tensor):
-            layers = [
-                layer
-                for each in tensors_in(given)
+            found = [
+                Origin(origin.layer, axis)
+                for each in tensors_in([*args, *kwargs.values()])
                 for known in (self._made, self._blended)
-                for _, layer in (known.get(id(each), (None, "")),)
-                if layer and self._apart(layer, each, result)
+                for _, origin in (known.get(id(each), (None, None)),)
+                if origin is not None
+                # Tensors that are blended are lined up at their last axes.
+                for axis in (origin.axis + result.ndim - each.ndim,)
+                if _apart(each, origin.axis, result, axis)
             ]
-            if layers:
-                self._blended[id(result)] = result, max(layers, key=lambda each: self._turn[each])
+            if found:
+                latest = max(found, key=lambda origin: self._turn[origin.layer])
+                self._blended[id(result)] = result, latest
 
-    def _apart(self, layer: str, source: Tensor, made: Tensor, *, part: bool = False) -> bool:
-        """Return whether a layer's units still lie on the axis that they are looked for on.
 
-        Args:
-            layer: Whose units.
-            source: What they were in.
-            made: What was made of it.
-            part: Whether it may be some of the units, and all of each.
-        """
-        if min(source.ndim, made.ndim) < 2:
-            return False
-        shapes = [list(each.shape) for each in (source, made)]
-        units = [
-            shape.pop(self._axis(layer, each))
-            for shape, each in zip(shapes, (source, made), strict=True)
-        ]
-        if part:
-            return shapes[0] == shapes[1] and units[0] >= units[1]
-        return units[0] == units[1]
+def _moved(
+    function: Any, source: Tensor, axis: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[int | None]:
+    """Return on which axis of each result the units lie; None where they share it or are lost.
+
+    The function is called again with the numbers of the units in the place of the values.
+    """
+    numbers = torch.arange(source.shape[axis], dtype=torch.float32, device=source.device)
+    numbers = numbers.view(-1, *(1,) * (source.ndim - axis - 1)).expand(source.shape)
+    try:
+        # With the layout of the source: not every layout has every view.
+        marked = torch.empty_strided(
+            source.shape, source.stride(), dtype=torch.float32, device=source.device
+        ).copy_(numbers)
+        results = tensors_in([function(marked, *args, **kwargs)])
+    except (RuntimeError, TypeError):
+        return []
+    return [_varies(each, axis if each.ndim == source.ndim else None) for each in results]
+
+
+def _varies(numbers: Tensor, still: int | None) -> int | None:
+    """Return the one axis along which numbers change; `still` where none does."""
+    axes = [
+        axis
+        for axis in range(numbers.ndim)
+        if numbers.shape[axis] > 1 and bool((numbers != numbers.narrow(axis, 0, 1)).any())
+    ]
+    if not axes:
+        return still
+    return axes[0] if len(axes) == 1 else None
+
+
+def _apart(source: Tensor, axis: int, made: Tensor, where: int, *, part: bool = False) -> bool:
+    """Return whether a layer's units lie on an axis of their own.
+
+    Args:
+        source: What they were in.
+        axis: On what axis.
+        made: What was made of it.
+        where: On what axis of that.
+        part: Whether it may be some of the units, and all of each.
+    """
+    if min(source.ndim, made.ndim) < 2 or not 0 <= where < made.ndim:
+        return False
+    if not part:
+        return source.shape[axis] == made.shape[where]
+    rest = [
+        [size for place, size in enumerate(each.shape) if place != at]
+        for each, at in ((source, axis), (made, where))
+    ]
+    return rest[0] == rest[1] and source.shape[axis] >= made.shape[where]
 
 
 def tensors_in(given: Sequence[Any]) -> list[Tensor]:

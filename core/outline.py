@@ -6,7 +6,8 @@ batch, not off names: a definition order is not a running order, and `bn1` may f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from core.errors import ModelError
 from core.hooks import module_kept
-from core.origins import PRODUCTS, Origins, tensors_in
+from core.origins import PRODUCTS, Origin, Origins, tensors_in
 from core.records import LayerInfo, ModelCard, ModelOutline, ParameterInfo
 from core.records.outline import LayerKind
 from core.reductions import unit_axis
@@ -29,7 +30,7 @@ RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 class _Traced:
     order: list[str] = field(default_factory=list)
     coupled: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    sites: dict[str, Site] = field(default_factory=dict)
+    sites: dict[str, tuple[Site, int]] = field(default_factory=dict)
     attention: dict[str, str] = field(default_factory=dict)
 
 
@@ -71,7 +72,7 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
     modules = dict(module.named_modules())
     owners = {name for name, each in modules.items() if each._parameters}
     kinds = {name: _kind(modules[name]) for name in owners}
-    origins = Origins(lambda name, made: _axis(kinds[name], modules[name], made))
+    origins = Origins()
     owned: dict[int, list[str]] = {}
     for name in owners:
         for parameter in modules[name]._parameters.values():
@@ -83,9 +84,16 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
             seen.add(name)
             traced.order.append(name)
 
-    def called(function: Any, given: Sequence[Any], result: Any, running: frozenset[str]) -> None:
+    def called(
+        function: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        running: frozenset[str],
+    ) -> None:
         if not tensors_in([result]):
             return
+        given = (*args, *kwargs.values())
         for place, tensor in enumerate(tensors_in(given)):
             names = owned.get(id(tensor), ())
             # Of the layers that share a parameter the one that runs is meant.
@@ -93,29 +101,32 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
             for name in inside or names:
                 came_by(name)
                 if not inside and place == 1 and function in PRODUCTS:
-                    ran(name, modules[name], tuple(given), result)
-        origins.called(function, given, result)
+                    ran(name, modules[name], given, result)
+        origins.called(function, args, kwargs, result)
 
     def ran(name: str, each: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         came_by(name)
         made = first_tensor(output)
-        feeder = name
-        if kinds[name] == "norm":
-            feeder = origins.maker(first_tensor(args)) or name
-            buffers = tuple(
-                f"{name}.{key}" for key in RUNNING if each._buffers.get(key) is not None
-            )
-            if buffers and feeder != name:
-                traced.coupled.setdefault(feeder, buffers)
-        if made is not None:
-            origins.ran(feeder, made)
+        given = first_tensor(args)
+        maker = origins.maker(given) if kinds[name] == "norm" else None
+        buffers = tuple(f"{name}.{key}" for key in RUNNING if each._buffers.get(key) is not None)
+        if maker is not None and buffers:
+            traced.coupled.setdefault(maker.layer, buffers)
+        if made is None:
+            return
+        if maker is None or given is None or given.shape != made.shape:
+            axis = _axis(kinds[name], each, made)
+            maker = Origin(name if maker is None else maker.layer, axis)
+        origins.ran(maker, made)
 
     def activated(site: Site, z: Tensor) -> None:
         around = site.name.rpartition(".")[0]
         # Behind a concatenation it is the norm around it that feeds it, if there is one.
-        feeder = origins.feeder(z) or (around if around in owners else "")
-        if feeder:
-            traced.sites.setdefault(feeder, site)
+        feeder = origins.feeder(z)
+        if feeder is None and around in owners and z.ndim > 1:
+            feeder = Origin(around, _axis(kinds[around], modules[around], z))
+        if feeder is not None:
+            traced.sites.setdefault(feeder.layer, (site, feeder.axis))
 
     def attended(site: str, inside: str, _: object) -> None:
         feeder = _asks(inside, traced.order, kinds) or origins.last
@@ -151,15 +162,30 @@ def _asks(inside: str, order: list[str], kinds: dict[str, LayerKind]) -> str:
 
 
 def _axis(kind: LayerKind, module: nn.Module, made: Tensor) -> int:
-    """Return the axis of a tensor that a layer's units lie on."""
+    """Return the axis of what a layer made that its units lie on."""
     weight = getattr(module, "weight", None)
     if kind == "norm" and made.ndim > 1:
-        # As a norm of channels keeps them, where its weight does not fit the last axis.
-        images = getattr(module, "running_mean", None) is not None
         fits = weight is not None and tuple(weight.shape) == made.shape[-1:]
-        return made.ndim - 1 if fits and not images else 1
+        return made.ndim - 1 if fits and not _norms_channels(module) else 1
+    if kind == "other":
+        sizes = [each.shape for each in module._parameters.values() if each is not None]
+        widest = max(sizes, key=math.prod, default=torch.Size())
+        wide = [place - len(widest) for place, size in enumerate(widest) if size > 1]
+        # A scale of (channels, 1, 1) is lined up at the last axes of what it scales.
+        if len(wide) == 1 and made.ndim >= len(widest) and made.shape[wide[0]] == max(widest):
+            return made.ndim + wide[0]
     fan = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
     return unit_axis(kind, made.shape, fan if isinstance(fan, int) else None)
+
+
+def _norms_channels(module: nn.Module) -> bool:
+    """Return whether a norm's units are on axis 1 whatever its weight fits."""
+    return (
+        getattr(module, "running_mean", None) is not None
+        or isinstance(module, nn.GroupNorm)
+        or "2d" in type(module).__name__.lower()
+        or getattr(module, "data_format", "") == "channels_first"
+    )
 
 
 def _kind(module: nn.Module) -> LayerKind:
@@ -214,7 +240,7 @@ def _layers(module: nn.Module, traced: _Traced, head: frozenset[str]) -> tuple[L
                 for key, value in each._buffers.items()
                 if value is not None and key not in each._non_persistent_buffers_set
             )
-            site = traced.sites.get(name)
+            site, axis = traced.sites.get(name, (None, 1))
             executed = name in place
             rows.append(
                 (
@@ -227,6 +253,7 @@ def _layers(module: nn.Module, traced: _Traced, head: frozenset[str]) -> tuple[L
                         "buffers": buffers,
                         "coupled_buffers": traced.coupled.get(name, ()),
                         "activation": site.name if site else None,
+                        "unit_axis": axis,
                         "attention": traced.attention.get(name),
                         "executed": executed,
                     },

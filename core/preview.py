@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.activations import saturated_intervals
 from core.hooks import batch_statistics, module_kept
 from core.records import LayerInfo
-from core.reductions import dormant_fraction, unit_axis
+from core.reductions import dormant_fraction
 from core.trace import Site, first_tensor, watched_forward
 
 DORMANT_TAU = 0.025
@@ -113,12 +113,10 @@ def _logits(
     def leaving(site: Site, h: Tensor) -> None:
         layer = feeders.get(site.name)
         if layer is not None:
-            units = layer.parameters[0].shape[0] if layer.parameters else None
-            axis = unit_axis(layer.kind, h.shape, units)
-            others = [each for each in range(h.ndim) if each != axis]
+            others = [each for each in range(h.ndim) if each != layer.unit_axis]
             behind = sums[layer.name]
             behind.total = behind.total + h.abs().sum(others, dtype=torch.float64).cpu()
-            behind.rows += h.numel() // h.shape[axis]
+            behind.rows += h.numel() // h.shape[layer.unit_axis]
 
     with watched_forward(module, before_activation=arriving, after_activation=leaving):
         logits = first_tensor(module(inputs))

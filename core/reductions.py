@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -109,7 +110,7 @@ def binary_entropy(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def as_matrix(weight: Float[Tensor, "out *rest"]) -> Float[Tensor, "out in"]:  # noqa: UP037, F821
     """Return a weight as (outputs, inputs), all but the first axis flattened."""
-    return weight.reshape(weight.shape[0], -1)
+    return weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
 
 
 def stable_rank(singular_values: Float[Tensor, " k"]) -> float:
@@ -232,23 +233,16 @@ def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " k"
         in rounding: the square is taken in float64, ten times faster than a decomposition of
         the matrix and far below what any figure here can show.
     """
-    wide = matrix.double()
+    wide = matrix.detach().double()
     if wide.shape[0] > wide.shape[1]:
         wide = wide.T
-    return torch.linalg.eigvalsh(_lower_square(wide), UPLO="L").clamp(min=0).sqrt().flip(0)
-
-
-_STRIPE = 128
-
-
-def _lower_square(matrix: Tensor) -> Tensor:
-    """Return A A' where only the lower triangle is filled in: half of the products suffice."""
-    rows = matrix.shape[0]
-    square = torch.zeros((rows, rows), dtype=matrix.dtype, device=matrix.device)
-    for begin in range(0, rows, _STRIPE):
-        end = begin + _STRIPE
-        square[begin:, begin:end] = matrix[begin:] @ matrix[begin:end].T
-    return square
+    if wide.device.type == "cpu":
+        # NumPy sees that the product is symmetric, and its LAPACK takes half as long as torch's.
+        given = wide.numpy()
+        squares = torch.from_numpy(np.linalg.eigvalsh(given @ given.T))
+    else:
+        squares = torch.linalg.eigvalsh(wide @ wide.T)
+    return squares.clamp(min=0).sqrt().flip(0)
 
 
 def kurtosis(values: Float[Tensor, "*shape"]) -> float:

@@ -7,7 +7,7 @@ Activations are caught where they are computed, not where a module says so: a fu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from core.attention import Attention, attention_of
 from core.hooks import Hooks, hooks, memory_kept
 
 OnLayer = Callable[[str, nn.Module, tuple[Any, ...], Any], None]
-OnCall = Callable[[Any, Sequence[Any], Any, frozenset[str]], None]
+OnCall = Callable[[Any, Sequence[Any], Mapping[str, Any], Any, frozenset[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class _Catcher(TorchFunctionMode):
         result = self._watched(func, args, kwargs)
         if self._called is not None:
             inside = frozenset(name for name, _ in self._running)
-            self._called(func, (*args, *kwargs.values()), result, inside)
+            self._called(func, args, kwargs, result, inside)
         return result
 
     def _watched(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -272,8 +272,8 @@ def watched_forward(
         after_activation: Called with the site and the output h.
         on_attention: Called with the site's name, the path of the module it ran in, and what
             was computed.
-        on_call: Called with (function, arguments, result, paths of the modules running) after
-            every torch function.
+        on_call: Called with (function, arguments, those by keyword, result, paths of the
+            modules running) after every torch function.
 
     Yields:
         The holder of hooks, for gradient hooks of the caller's own.

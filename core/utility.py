@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from core.errors import ModelError
 from core.hooks import batch_statistics, memory_kept, module_kept
 from core.records import LayerInfo
-from core.reductions import unit_axis
 from core.trace import Site, first_tensor, watched_forward
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -173,12 +172,11 @@ def unit_figures(
             parameter.requires_grad_(True)
         for inputs, labels in batches:
 
-            def active(site: Site, h: Tensor) -> None:
+            def active(site: Site, h: Tensor, images: int = len(inputs)) -> None:
                 layer = feeders.get(site.name)
                 if layer is None:
                     return
-                units = layer.parameters[0].shape[0] if layer.parameters else None
-                axis = unit_axis(layer.kind, h.shape, units)
+                axis = layer.unit_axis
                 rows = _rows(h.detach(), axis).clone()
                 sums.setdefault(layer.name, UnitFigures())
                 _add(sums[layer.name], "activation", rows.sum(0))
@@ -187,7 +185,7 @@ def unit_figures(
 
                 def back(gradient: Tensor, name: str = layer.name) -> None:
                     # The loss is a mean over the batch; a unit's cost must not shrink with it.
-                    flat = _rows(gradient.detach(), axis) * len(gradient)
+                    flat = _rows(gradient.detach(), axis) * images
                     _add(sums[name], "gradient", flat.sum(0))
                     _add(sums[name], "product", (flat * rows).sum(0))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import ModelError
+from core.hooks import hooks
 from core.measure import measure_network, watching
 from tests.zoo import CLASSES, outline_of
 
@@ -207,3 +210,221 @@ def test_compiled_parts_run_as_written_and_stay_compiled() -> None:
     found = measure_network(module, batches(), outline_of(module, size=SIDE).layers)
     assert found.metrics["inner._orig_mod.1"]["activation_mean_abs"].value is not None
     assert found.loss == pytest.approx(mean_loss(module), rel=1e-6)
+
+
+class TokensFirst(nn.Module):
+    """Tokens, batch, channels behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 2, stride=2)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.a(x).flatten(2).permute(2, 0, 1)).mean(0))
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class ChannelNorm2d(nn.LayerNorm):
+    """A norm over channels as ConvNeXt has it, whose weight may fit the last axis too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Behind(nn.Module):
+    """A part behind a convolution of 8 channels, whose output is fed to GELU."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.a = part
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Pooling blends, so that the activation is the part's and not the stem's.
+        x = F.gelu(self.a(F.silu(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def per_unit(module: nn.Module, given: Batches, axis: int) -> Tensor:
+    """Return the mean magnitude behind GELU by unit, from the values themselves."""
+    kept: list[Tensor] = []
+    gelu = F.gelu
+
+    def noted(z: Tensor) -> Tensor:
+        kept.append(gelu(z))
+        return kept[-1]
+
+    with pytest.MonkeyPatch.context() as patched, torch.no_grad():
+        patched.setattr(F, "gelu", noted)
+        for images, _ in given:
+            module(images)
+    rows = torch.cat([each.movedim(axis, -1).flatten(0, -2) for each in kept])
+    return rows.double().abs().mean(0)
+
+
+@pytest.mark.parametrize(
+    ("module", "axis", "size"),
+    [
+        pytest.param(TokensFirst, 2, 6, id="batch on axis 1"),
+        pytest.param(lambda: Behind(Scale()), 1, 8, id="scale"),
+        pytest.param(lambda: Behind(ChannelNorm2d(8)), 1, 8, id="norm over channels"),
+        pytest.param(lambda: Behind(nn.GroupNorm(2, 8)), 1, 8, id="group norm"),
+    ],
+)
+def test_units_stay_on_their_axis_where_batch_or_image_is_as_wide(
+    module: Callable[[], nn.Module], axis: int, size: int
+) -> None:
+    network = module()
+    drawn = torch.Generator().manual_seed(3)
+    given = [
+        (torch.randn((8, 3, size, size), generator=drawn), torch.arange(8) % CLASSES)
+        for _ in range(2)
+    ]
+    found = measure_network(network, given, outline_of(network, size=size).layers)
+    wanted = per_unit(network, given, axis)
+    assert found.units["a"]["unit_mean_abs"] == pytest.approx(wanted.numpy(), rel=1e-5)
+
+
+class WritesThroughAView(Simple):
+    def __init__(self, *, in_place: bool, used_too: bool) -> None:
+        super().__init__()
+        self.in_place, self.used_too = in_place, used_too
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.a(x.flatten(1))
+        if self.in_place:
+            h = z[:, 2:6].relu_()
+        else:
+            h = z[:, 2:6].relu()
+            z = torch.cat([z[:, :2], h, z[:, 6:]], 1)
+        return self.head(z) + (h.sum(1, keepdim=True) * 3 if self.used_too else 0)
+
+
+@pytest.mark.parametrize("used_too", [False, True])
+def test_an_activation_written_through_a_view_has_its_whole_gradient(*, used_too: bool) -> None:
+    in_place, apart = (
+        WritesThroughAView(in_place=each, used_too=used_too) for each in (True, False)
+    )
+    apart.load_state_dict(in_place.state_dict())
+    one, other = (
+        measure_network(each, batches(), outline_of(each, size=SIDE).layers)
+        for each in (in_place, apart)
+    )
+    assert one.metrics["a"]["unit_grad_mean_abs_mean"].value is not None
+    assert one.units["a"]["unit_grad_mean_abs"] == pytest.approx(
+        other.units["a"]["unit_grad_mean_abs"], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_gradient_of_a_view_is_cut_out_whatever_the_layout(*, transposed: bool) -> None:
+    leaf = torch.arange(12.0).reshape(3, 4).requires_grad_()
+    base = leaf * 1
+    view = (base.T if transposed else base)[1:3, 1:]
+    view.mul_(2)
+    seen: list[Tensor] = []
+    weights = torch.arange(12.0).reshape(4, 3).T
+    with hooks() as holder:
+        holder.gradient(view, seen.append)
+        (base * weights).sum().backward()
+    assert torch.equal(seen[0], (weights.T if transposed else weights)[1:3, 1:])
+
+
+class TakesAGradientInside(Simple):
+    """The loss does not reach the activation; a gradient taken inside the forward does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.a(x.flatten(1)))
+        if torch.is_grad_enabled():
+            torch.autograd.grad(h.sum(), self.a.weight, retain_graph=True)
+        return self.head(h.detach())
+
+
+def test_a_gradient_taken_inside_the_forward_is_not_the_losss() -> None:
+    module = TakesAGradientInside()
+    found = measure_network(module, batches(), outline_of(module, size=SIDE).layers).metrics["a"]
+    assert found["unit_grad_mean_abs_mean"].value is None
+    assert found["grad_l2"].reason is not None
+    assert "no gradient reaches the layer" in found["grad_l2"].reason
+
+
+class Rebuilds(Simple):
+    """Changes itself in its forward in every way that Python gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act: nn.Module = nn.GELU()
+        self.register_buffer("mask", None)
+        self.register_parameter("late", None)
+        self.tables: dict[str, list[Tensor]] = {"kept": []}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.act, nn.GELU):
+            self.act = nn.Sequential(self.act)
+        if self.mask is None:
+            self.mask = self.a.weight.mean(1)
+            self.register_buffer("new", torch.ones(3))
+        if self.late is None:
+            self.late = nn.Parameter(torch.ones(1))
+        self.tables["kept"].append(self.a.bias * 1)
+        h = self.act(self.a(x.flatten(1)) + self.mask + self.tables["kept"][0])
+        if torch.is_grad_enabled():
+            (h.sum() * 1e3).backward(retain_graph=True)
+        return self.head(h) * self.late
+
+
+def test_a_network_that_changes_itself_in_its_forward_is_put_back_after_each_pass() -> None:
+    module, other = Rebuilds(), Rebuilds()
+    other.load_state_dict(module.state_dict())
+    layers = outline_of(other, size=SIDE).layers
+    held = [torch.full_like(each, 7.0) for each in module.parameters()]
+    for parameter, gradient in zip(module.parameters(), held, strict=True):
+        parameter.grad = gradient
+    names = list(module.state_dict())
+
+    found = measure_network(module, batches(), layers)
+
+    assert list(module.state_dict()) == names
+    assert type(module.act) is nn.GELU
+    assert module.tables == {"kept": []}
+    assert all(
+        parameter.grad is gradient and bool((gradient == 7.0).all())
+        for parameter, gradient in zip(module.parameters(), held, strict=True)
+    )
+    assert found.metrics["a"]["grad_l2"].value is not None
+
+
+class Empty(Simple):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(0, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.a(x.flatten(1)))) + self.nothing.sum()
+
+
+def test_a_parameter_without_entries_has_reasons_and_no_figures() -> None:
+    module = Empty()
+    layers = outline_of(module, size=SIDE).layers
+    found = measure_network(module, batches(), layers, histograms=True)
+    figures = found.metrics["nothing"]
+    assert {each.value for each in figures.values()} == {None}
+    assert figures["grad_l2"].reason == figures["weight_l2"].reason == "the weight has no entries"
+
+
+def test_a_frozen_weight_beside_a_trained_bias_is_named() -> None:
+    module = Bounded()
+    module.a.weight.requires_grad_(False)
+    found = measure_network(module, batches(), outline_of(module, size=SIDE).layers)
+    reason = found.metrics["a"]["grad_l2"].reason
+    assert reason == "a.weight is frozen: it gets no gradient, though others of its layer do"

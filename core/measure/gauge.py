@@ -42,7 +42,7 @@ from core.measure.shard import (
 )
 from core.metrics import DORMANT_TAU, NEAR_ZERO_OUTPUT, RARELY_ACTIVE
 from core.records import LayerInfo
-from core.reductions import Moments, binary_entropy, unit_axis
+from core.reductions import Moments, binary_entropy
 from core.seeding import random_state_kept
 from core.trace import OtherPassError, Site, Watch, first_tensor, watched
 
@@ -73,6 +73,7 @@ QUERIES_AN_IMAGE = 8
 LARGEST_SCALE = 2.0**16
 SMALLEST_SCALE = 2.0**-8
 
+EMPTY = "the weight has no entries"
 RUN_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 
 
@@ -158,7 +159,7 @@ class Gauge:
         names: dict[int, str] = {}
         for layer in layers:
             weight = self.weights[layer.name]
-            if weight.requires_grad:
+            if weight.requires_grad and weight.numel():
                 names.setdefault(id(weight), main_parameter(layer))
         self._keys = names
         self._wanted = {name: parameters[name] for name in names.values()}
@@ -200,6 +201,17 @@ class Gauge:
     def gradient_of(self, layer: str) -> str | None:
         """Return under which name a layer's gradient is summed; None for a frozen one."""
         return self._keys.get(id(self.weights[layer]))
+
+    def why_no_gradient(self, layer: LayerInfo) -> str:
+        """Return why a layer's gradient is not summed, where `gradient_of` gives none."""
+        weight = self.weights[layer.name]
+        if not weight.numel():
+            return EMPTY
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        if any(parameters[each.name].requires_grad for each in layer.parameters):
+            name = main_parameter(layer)
+            return f"{name} is frozen: it gets no gradient, though others of its layer do"
+        return "the layer is frozen: it gets no gradient"
 
     def add(self, inputs: Tensor, labels: Tensor, *, first: int) -> Tensor:
         """Measure one batch.
@@ -272,6 +284,9 @@ class Gauge:
                 on_attention=self._timed(self._attended) if self._asking else None,
             ):
                 loss = self._loss(inputs, labels)
+            for ear in self._reads:
+                # Of a gradient taken inside the forward: it is not the loss's.
+                ear.gradient = None
             return loss, self._gradients(loss)
 
     def _timed(self, call: Callable[P, None]) -> Callable[P, None]:
@@ -438,17 +453,6 @@ class Gauge:
         ):
             table[_row(name), index] = values
 
-    def _axis(self, layer: LayerInfo, tensor: Tensor) -> int:
-        # Norms with running statistics count channels on axis 1; others do where the last axis
-        # is not as wide as their weight.
-        if any(name.endswith(".running_mean") for name in layer.buffers):
-            return 1
-        if layer.kind == "norm" and tensor.shape[-1] != layer.parameters[0].shape[0]:
-            return 1
-        weight = self.weights[layer.name]
-        units = weight.shape[0] if weight.ndim > 1 else None
-        return unit_axis(layer.kind, tensor.shape, units)
-
     def _samples(self, entries: int) -> np.ndarray:
         """Return numbers for the entries of a tensor's first axis: images, or windows of them."""
         if self._rows and entries % self._rows == 0:
@@ -461,9 +465,8 @@ class Gauge:
         if ear is not None and ear.shape == z.shape and ear.site.activation == site.activation:
             return ear
         place = self._feeders.get(site.name)
-        if place is None or z.ndim < 2:
+        if place is None or z.ndim <= max(1, axis := self.layers[place].unit_axis):
             return None
-        axis = self._axis(self.layers[place], z)
         ear = self._ears[site.name] = _Ear(site, place, z.shape, axis, z.dtype)
         return ear
 
@@ -482,7 +485,6 @@ class Gauge:
 
         def on_gradient(gradient: Tensor) -> None:
             began = perf_counter()
-            # Of gradients taken inside the forward and that of the loss, the loss's comes last.
             ear.gradient = ear.read_gradient(gradient)[0]
             self.reading_s += perf_counter() - began
 

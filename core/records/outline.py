@@ -38,6 +38,7 @@ class LayerInfo(Value):
         coupled_buffers: Running statistics of the norm that reads this layer's output
             directly. They describe the old weights, so a reset of the layer resets them too.
         activation: Name of the activation site that this layer feeds, or None.
+        unit_axis: The axis of that activation that counts the layer's units.
         attention: Name of the attention site whose queries this layer makes, or None.
         tied: Groups of `state_dict` names that share memory with a parameter here.
         head: The layer's shape depends on the number of classes.
@@ -53,6 +54,7 @@ class LayerInfo(Value):
     buffers: tuple[str, ...] = ()
     coupled_buffers: tuple[str, ...] = ()
     activation: str | None = None
+    unit_axis: int = 1
     attention: str | None = None
     tied: tuple[tuple[str, ...], ...] = ()
     head: bool = False
