@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -130,28 +131,41 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
     parameters off. Objects are put back, and the contents of dicts, lists and sets; what is
     written into a tensor stays.
     """
-    # A plain copy of the dictionaries is quick, and this runs once a batch.
-    before = [(vars(each), dict(vars(each))) for each in module.modules()]
+    # This runs once a batch: plain copies, and comparisons by identity, are quick.
+    before = [(vars(each), vars(each).copy()) for each in module.modules()]
     contents: dict[int, tuple[Any, Any]] = {}
     for _, kept in before:
         for key, value in kept.items():
-            if type(value) in _CONTAINERS and (key in _HOLD or key not in _EVERY_MODULE_HAS):
+            if type(value) in _CONTAINERS and key not in _EVERY_MODULE_HAS:
                 _copied(value, contents)
+    # Scripted modules hold theirs elsewhere.
+    own: list[Any] = [kept.get(key) for _, kept in before for key in _HOLD]
+    copies = [(held, held.copy()) for held in own if type(held) in _CONTAINERS]
     try:
         yield
     finally:
         for now, kept in before:
+            if _holds(now, kept):
+                continue
             for key in [key for key in now if key not in kept]:
                 del now[key]
             for key, value in kept.items():
                 if now.get(key) is not value and key not in _EVERY_MODULE_HAS:
                     now[key] = value
-        for held, content in contents.values():
+        for held, content in (*copies, *contents.values()):
+            if not held and not content:
+                continue
             held.clear()
             if isinstance(held, list | deque):
                 held.extend(content)
             else:
                 held.update(content)
+
+
+def _holds(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Return whether a dictionary holds the same objects under the same keys, in their order."""
+    same = len(now) == len(before) and all(map(is_, now.values(), before.values()))
+    return same and all(map(is_, now, before))
 
 
 def _copied(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
