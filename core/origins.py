@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ RESHAPES = frozenset(
         *(Tensor.reshape, Tensor.reshape_as, Tensor.view, Tensor.view_as, Tensor.flatten),
         *(Tensor.unflatten, Tensor.squeeze, Tensor.unsqueeze, Tensor.transpose, Tensor.permute),
         *(Tensor.movedim, Tensor.swapaxes, Tensor.contiguous, Tensor.clone, Tensor.to),
+        *(torch.moveaxis, torch.swapdims, torch.t, Tensor.moveaxis, Tensor.swapdims, Tensor.t),
+        *(Tensor.T.__get__, Tensor.mT.__get__, torch.broadcast_to, Tensor.broadcast_to),  # type: ignore[attr-defined]
+        *(Tensor.expand, Tensor.expand_as, torch.roll, Tensor.roll, Tensor.half, Tensor.bfloat16),
         *(Tensor.float, Tensor.type_as, F.dropout, F.dropout1d, F.dropout2d),
     }
 )
@@ -74,6 +78,8 @@ class Origins:
     def __init__(self) -> None:
         self._made: _Known = {}
         self._blended: _Known = {}
+        # Reshaped so that no axis counts the units any more.
+        self._lost: dict[int, Tensor] = {}
         self._last: tuple[Origin, torch.Size] | None = None
         # Layers by when they, or a norm behind them, ran last.
         self._turn: dict[str, int] = {}
@@ -97,9 +103,9 @@ class Origins:
         known = self._made.get(id(tensor)) or self._blended.get(id(tensor))
         if known is not None:
             return known[1]
-        if self._last is not None and self._last[1] == tensor.shape:
-            return self._last[0]
-        return None
+        if id(tensor) in self._lost or self._last is None or self._last[1] != tensor.shape:
+            return None
+        return self._last[0]
 
     def ran(self, origin: Origin, output: Tensor) -> None:
         """Note that a layer made a tensor."""
@@ -118,16 +124,24 @@ class Origins:
     ) -> None:
         """Note what a function made of the tensors it was given."""
         if function in RESHAPES or function in PARTS:
+            if "input" in kwargs:
+                rest = {name: each for name, each in kwargs.items() if name != "input"}
+                args, kwargs = (kwargs["input"], *args), rest
+            given = id(args[0]) if args else 0
+            if given in self._lost:
+                self._lost |= {id(made): made for made in tensors_in([result])}
             for known in (self._made, self._blended):
-                source, origin = known.get(id(args[0]) if args else 0, (None, None))
+                source, origin = known.get(given, (None, None))
                 if source is None or origin is None:
                     continue
                 moved = _moved(function, source, origin.axis, args[1:], kwargs)
-                for made, axis in zip(tensors_in([result]), moved, strict=False):
+                for made, axis in zip_longest(tensors_in([result]), moved):
                     if axis is not None and _apart(
                         source, origin.axis, made, axis, part=function in PARTS
                     ):
                         known[id(made)] = made, Origin(origin.layer, axis)
+                    elif made is not None and id(made) not in known:
+                        self._lost[id(made)] = made
         elif function in BLENDS and isinstance(result, Tensor):
             found = [
                 Origin(origin.layer, axis)
@@ -147,7 +161,7 @@ class Origins:
 def _moved(
     function: Any, source: Tensor, axis: int, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[int | None]:
-    """Return on which axis of each result the units lie; None where they share it or are lost.
+    """Return on which axis of each result the units are counted; None for none.
 
     The function is called again with the numbers of the units in the place of the values.
     """
@@ -159,21 +173,26 @@ def _moved(
             source.shape, source.stride(), dtype=torch.float32, device=source.device
         ).copy_(numbers)
         results = tensors_in([function(marked, *args, **kwargs)])
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         return []
-    return [_varies(each, axis if each.ndim == source.ndim else None) for each in results]
+    return [_counting(each, source.shape[axis]) for each in results]
 
 
-def _varies(numbers: Tensor, still: int | None) -> int | None:
-    """Return the one axis along which numbers change; `still` where none does."""
+def _counting(numbers: Tensor, units: int) -> int | None:
+    """Return the one axis along which units are counted; None where they are out of order."""
     axes = [
         axis
         for axis in range(numbers.ndim)
         if numbers.shape[axis] > 1 and bool((numbers != numbers.narrow(axis, 0, 1)).any())
     ]
     if not axes:
-        return still
-    return axes[0] if len(axes) == 1 else None
+        # A single unit; its axis can be told from others only where no other is as short.
+        axes = [axis for axis in range(numbers.ndim) if numbers.shape[axis] == 1]
+    if len(axes) != 1 or not numbers.numel():
+        return None
+    line = numbers.movedim(axes[0], -1).reshape(-1, numbers.shape[axes[0]])[0]
+    ordered = len(line) != units or torch.equal(line, torch.arange(units).to(line))
+    return axes[0] if ordered else None
 
 
 def _apart(source: Tensor, axis: int, made: Tensor, where: int, *, part: bool = False) -> bool:
@@ -191,7 +210,7 @@ def _apart(source: Tensor, axis: int, made: Tensor, where: int, *, part: bool = 
     if not part:
         return source.shape[axis] == made.shape[where]
     rest = [
-        [size for place, size in enumerate(each.shape) if place != at]
+        [size for place, size in enumerate(each.shape) if place != at and size > 1]
         for each, at in ((source, axis), (made, where))
     ]
     return rest[0] == rest[1] and source.shape[axis] >= made.shape[where]

@@ -428,3 +428,60 @@ def test_a_frozen_weight_beside_a_trained_bias_is_named() -> None:
     found = measure_network(module, batches(), outline_of(module, size=SIDE).layers)
     reason = found.metrics["a"]["grad_l2"].reason
     assert reason == "a.weight is frozen: it gets no gradient, though others of its layer do"
+
+
+class Turned(nn.Module):
+    """A convolution whose output is turned before GELU, as wide as its images and batch."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor], axis: int) -> None:
+        super().__init__()
+        self.turn, self.axis = turn, axis
+        self.a = nn.Conv2d(3, 8, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.turn(self.a(x)))
+        return self.head(h.movedim(self.axis, -1).flatten(0, -2).view(len(x), -1, 8).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("turn", "axis"),
+    [
+        pytest.param(lambda z: z.flatten(2).mT, 2, id="property"),
+        pytest.param(lambda z: torch.permute(input=z, dims=(0, 2, 3, 1)), 3, id="by keyword"),
+        pytest.param(lambda z: z.transpose(1, 3), 3, id="transposed"),
+        pytest.param(lambda z: z.roll(2, 3).permute(0, 3, 1, 2), 2, id="rolled"),
+        pytest.param(
+            lambda z: F.adaptive_avg_pool2d(z, 1).flatten(1)[..., None].expand(-1, -1, 64),
+            1,
+            id="expanded",
+        ),
+    ],
+)
+def test_units_are_followed_through_what_turns_them(
+    turn: Callable[[Tensor], Tensor], axis: int
+) -> None:
+    module = Turned(turn, axis)
+    drawn = torch.Generator().manual_seed(3)
+    given = [(torch.randn((8, 3, 8, 8), generator=drawn), torch.arange(8) % CLASSES)]
+    layers = outline_of(module, size=8).layers
+    found = measure_network(module, given, layers)
+    assert found.units["a"]["unit_mean_abs"] == pytest.approx(
+        per_unit(module, given, axis).numpy(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        pytest.param(lambda z: z[:, torch.arange(7, -1, -1)], id="indexed"),
+        pytest.param(lambda z: z.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), id="shuffled"),
+    ],
+)
+def test_units_out_of_order_are_not_taken_for_the_layers(turn: Callable[[Tensor], Tensor]) -> None:
+    module = Turned(turn, 1)
+    found = measure_network(module, batches(), outline_of(module, size=SIDE).layers).metrics["a"]
+    assert found["dormant_fraction"].reason == (
+        "the layer feeds no activation function to which its units can be followed"
+    )
+    assert found["grad_l2"].value is not None

@@ -203,7 +203,12 @@ def test_a_figure_is_missing_exactly_when_it_says_why(case: str) -> None:
         ("frozen", "third", "grad_l2", "the layer is frozen: it gets no gradient"),
         ("frozen", "first", "unit_grad_mean_abs_mean", "no gradient flows through this activation"),
         ("vit", "cls_token", "stable_rank", "the weight is a vector: it has no rank"),
-        ("vit", "head", "saturated_fraction", "the layer feeds no activation function"),
+        (
+            "vit",
+            "head",
+            "saturated_fraction",
+            "the layer feeds no activation function to which its units can be followed",
+        ),
         ("tied", "left", "dead_fraction", "only a rectifier can hold a unit at exactly 0"),
         ("residual_cnn", "norm", "weight_kurtosis", "all entries are equal"),
     ],

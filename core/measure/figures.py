@@ -344,7 +344,7 @@ def _site_part(
         reason = (
             "its activation was not reached in this pass"
             if layer.activation
-            else "the layer feeds no activation function"
+            else "the layer feeds no activation function to which its units can be followed"
         )
         return missing((*SITE_NAMES, *AT_UNITS), reason), {}
     activation = site.activation
