@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -233,16 +232,23 @@ def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " k"
         in rounding: the square is taken in float64, ten times faster than a decomposition of
         the matrix and far below what any figure here can show.
     """
-    wide = matrix.detach().double()
+    wide = matrix.double()
     if wide.shape[0] > wide.shape[1]:
         wide = wide.T
-    if wide.device.type == "cpu":
-        # NumPy sees that the product is symmetric, and its LAPACK takes half as long as torch's.
-        given = wide.numpy()
-        squares = torch.from_numpy(np.linalg.eigvalsh(given @ given.T))
-    else:
-        squares = torch.linalg.eigvalsh(wide @ wide.T)
-    return squares.clamp(min=0).sqrt().flip(0)
+    return torch.linalg.eigvalsh(_lower_square(wide), UPLO="L").clamp(min=0).sqrt().flip(0)
+
+
+_STRIPE = 128
+
+
+def _lower_square(matrix: Tensor) -> Tensor:
+    """Return A A' where only the lower triangle is filled in: half of the products suffice."""
+    rows = matrix.shape[0]
+    square = torch.zeros((rows, rows), dtype=matrix.dtype, device=matrix.device)
+    for begin in range(0, rows, _STRIPE):
+        end = begin + _STRIPE
+        square[begin:, begin:end] = matrix[begin:] @ matrix[begin:end].T
+    return square
 
 
 def kurtosis(values: Float[Tensor, "*shape"]) -> float:
