@@ -109,11 +109,11 @@ def _functions() -> dict[Any, Callable[..., Activation]]:
     rows: list[tuple[Callable[..., Activation], list[Any]]] = [
         (_plain("relu"), [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
         (_plain("relu6"), [F.relu6]),
-        (_with("hardtanh", ("min_val", -1.0), ("max_val", 1.0)), [F.hardtanh]),
-        (_with("leaky_relu", ("negative_slope", 0.01)), [F.leaky_relu]),
-        (_with("elu", ("alpha", 1.0)), [F.elu]),
-        (_with("celu", ("alpha", 1.0)), [F.celu]),
-        (_plain("selu"), [F.selu]),
+        (_with("hardtanh", ("min_val", -1.0), ("max_val", 1.0)), [F.hardtanh, F.hardtanh_]),
+        (_with("leaky_relu", ("negative_slope", 0.01)), [F.leaky_relu, F.leaky_relu_]),
+        (_with("elu", ("alpha", 1.0)), [F.elu, F.elu_]),
+        (_with("celu", ("alpha", 1.0)), [F.celu, torch.celu, torch.celu_]),
+        (_plain("selu"), [F.selu, torch.selu, torch.selu_]),
         (_gelu, [F.gelu]),
         (_plain("silu"), [F.silu]),
         (_plain("mish"), [F.mish]),
@@ -122,7 +122,10 @@ def _functions() -> dict[Any, Callable[..., Activation]]:
         (_plain("hardsigmoid"), [F.hardsigmoid]),
         (
             _plain("sigmoid"),
-            [F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_],
+            [
+                *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_),
+                torch.special.expit,
+            ],
         ),
         (_plain("tanh"), [F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_]),
         (_plain("softsign"), [F.softsign]),

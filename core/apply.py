@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from core.records.outline import is_bias
 from core.seeding import generator
 
 State = dict[str, Tensor]
+MAX_SEEDS = 256
 
 
 def apply_plan(
@@ -47,14 +48,13 @@ def apply_plan(
     Raises:
         PlanError: A name is missing, is no parameter (or buffer), is listed twice, or shares
             memory with a name the plan does not list; entries do not fit, or their companion is
-            missing.
+            missing; or what it writes is not finite, or a variance below 0.
     """
-    listed = [
+    listed = {
         name
         for target in plan.targets
-        for name in target.parameters
-        if name not in {entries.tensor for entries in target.entries}
-    ]
+        for name in {*target.parameters} - {entries.tensor for entries in target.entries}
+    }
     _check_names(state, plan, parameters)
     owner: dict[int, str] = {}
     for name in sorted(parameters & state.keys()):
@@ -65,7 +65,7 @@ def apply_plan(
         if state[name].numel():
             tied.setdefault(owner[state[name].data_ptr()], []).append(name)
     for group in tied.values():
-        inside = [name for name in group if name in set(listed)]
+        inside = [name for name in group if name in listed]
         if inside and len(inside) < len(group):
             outside = next(name for name in group if name not in inside)
             raise PlanError(
@@ -75,11 +75,14 @@ def apply_plan(
     arrays = arrays_of(plan)
     edited: State = dict(state)
     twins: dict[int, Mapping[str, Tensor]] = {}
+    wanted = _by_seed(plan)
     selected: dict[str, Tensor | None] = {}
     layers: dict[str, str] = {}
     for place, write, target, entries in _writes(plan):
         if target.seed not in twins:
-            twins[target.seed] = fresh(target.seed)
+            # Each seed's twin is a whole network; what its targets name is all that is kept.
+            whole = fresh(target.seed)
+            twins[target.seed] = {each: whole[each] for each in wanted[target.seed] & whole.keys()}
         twin = twins[target.seed]
         name = place if place not in parameters else owner.get(state[place].data_ptr(), place)
         old = state[name].detach()
@@ -104,6 +107,7 @@ def apply_plan(
         layers.setdefault(name, target.layer)
         before = selected.get(name, torch.zeros((), dtype=torch.bool))
         selected[name] = None if flags is None or before is None else before | flags
+    _check_values(plan, state, edited, layers)
     for group in tied.values():
         for name in group:
             if group[0] in layers and name != group[0]:
@@ -127,17 +131,35 @@ def apply_plan(
         )
         for name in order
     ]
-    touched = sum(count for name, count in counts.items() if name in set(owner.values()))
+    owners = set(owner.values())
+    touched = sum(count for name, count in counts.items() if name in owners)
     receipt = ReinitReceipt(
         plan_sha256=hashlib.sha256(plan_text.encode()).hexdigest(),
         before_sha256=sha256(state),
         after_sha256=sha256(edited),
         parameters_touched=touched,
-        parameters_total=sum(state[name].numel() for name in set(owner.values())),
+        parameters_total=sum(state[name].numel() for name in owners),
         changes=tuple(changes),
         warnings=(*_warnings(changes), *_alike(changes, edited)),
     )
     return edited, receipt
+
+
+def _by_seed(plan: ReinitPlan) -> dict[int, set[str]]:
+    """Return each seed's tensors.
+
+    Raises:
+        PlanError: More than `MAX_SEEDS` seeds.
+    """
+    found: dict[int, set[str]] = {}
+    for target in plan.targets:
+        found.setdefault(target.seed, set()).update(_names(target))
+    if len(found) > MAX_SEEDS:
+        raise PlanError(
+            f"The plan draws from {len(found):,} seeds, each of them a network to build; at most "
+            f"{MAX_SEEDS} are read. Make the plan again with one seed."
+        )
+    return found
 
 
 def _names(target: Target) -> tuple[str, ...]:
@@ -267,6 +289,27 @@ def _check_names(state: Mapping[str, Tensor], plan: ReinitPlan, parameters: froz
             seen = seen | flags
 
 
+def _check_values(
+    plan: ReinitPlan,
+    state: Mapping[str, Tensor],
+    edited: Mapping[str, Tensor],
+    names: Iterable[str],
+) -> None:
+    """Refuse values that no network can run with: a factor or sum in the companion made them."""
+    for name in names:
+        old, new = state[name], edited[name]
+        odd = ~new.isfinite() & old.isfinite()
+        what = "values that are not finite numbers"
+        if name.endswith("running_var") and not bool(odd.any()):
+            odd, what = (new < 0) & (old >= 0), "variances below 0"
+        count = int(odd.sum())
+        if count:
+            raise PlanError(
+                f'The plan "{plan.name}" writes {what}: {count:,} of {new.numel():,} in "{name}". '
+                "Make the plan again with smaller numbers."
+            )
+
+
 def _change(
     layer: str, name: str, old: Tensor, new: Tensor, *, buffer: bool, selected: int
 ) -> TensorChange:
@@ -333,6 +376,4 @@ def _warnings(changes: list[TensorChange]) -> tuple[str, ...]:
             change.norm_before or 0
         ):
             rows.append(f'"{change.name}" grows more than tenfold in norm.')
-        if change.norm_after is not None and not torch.isfinite(torch.tensor(change.norm_after)):
-            rows.append(f'"{change.name}" is not finite after the reset.')
     return tuple(rows)

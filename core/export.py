@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from core.disk import no_room, trouble
 from core.errors import OptionError
 from core.planfile import arrays_of, plan_json, sealed
 from core.records import ArmCurve, ReinitPlan, StepRecord
@@ -43,9 +44,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise OptionError(
-            f'"{path}" cannot be written ({error.strerror}). Choose another place with --out.'
-        ) from error
+        way = "Choose another place with --out."
+        if no_room(error):
+            way = "Then start again, or choose another place with --out."
+        raise OptionError(f"{trouble(error, path)} {way}") from error
 
 
 def companion_path(path: Path, what: Companion) -> Path:

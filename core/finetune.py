@@ -165,7 +165,9 @@ def finetune(
         if should_stop():
             return
         for arm, model in zip(arms, models, strict=True):
-            accuracy = evaluate(model, val, val_labels, mean, std, should_stop)
+            accuracy = evaluate(
+                model, val, val_labels, mean, std, should_stop, who=f'arm "{arm.name}"'
+            )
             if accuracy is None:
                 return
             yield StepRecord(
@@ -191,7 +193,15 @@ def finetune(
                     loss = _train_step(model, optimiser, inputs, labels, arm.name, step)
                 accuracy = None
                 if due:
-                    accuracy = evaluate(model, val, val_labels, mean, std, should_stop)
+                    accuracy = evaluate(
+                        model,
+                        val,
+                        val_labels,
+                        mean,
+                        std,
+                        should_stop,
+                        who=f'arm "{arm.name}" at step {step}',
+                    )
                 yield StepRecord(
                     arm=arm.name,
                     seed=seed,
@@ -271,14 +281,27 @@ def evaluate(
     mean: Sequence[float],
     std: Sequence[float],
     should_stop: Callable[[], bool] = lambda: False,
+    *,
+    who: str = "the network",
 ) -> float | None:
-    """Return the share of images classified right, in [0, 1]; None when stopped in between."""
+    """Return the share of images classified right, in [0, 1]; None when stopped in between.
+
+    Raises:
+        ModelError: Outputs for some images are not finite: the answer would be a guess.
+    """
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=pixels.device)
+    broken = torch.zeros((), dtype=torch.int64, device=pixels.device)
     for start in range(0, len(pixels), EVAL_BATCH):
         if should_stop():
             return None
         inputs = normalised(pixels[start : start + EVAL_BATCH], mean, std)
         logits = model(inputs.contiguous(memory_format=torch.channels_last))
         right += (logits.argmax(1) == labels[start : start + EVAL_BATCH]).sum()
+        broken += (~logits.isfinite()).any(1).sum()
+    if int(broken):
+        raise ModelError(
+            f"The outputs of {who} are not finite on {int(broken)} of {len(pixels)} validation "
+            "images: the network overflows. Check its weights, or lower the learning rate."
+        )
     return int(right) / len(pixels)

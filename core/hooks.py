@@ -13,12 +13,22 @@ from operator import is_
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 TRACKING = "track_running_stats"
 _EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
 # Of these, what a forward may change: hooks are put on and taken off by whoever watches.
 _HOLD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks"),
+)
+# Where one of them stands whenever there is any.
+_SHOWN = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Numbers of hooks that are not the network's; torch gives none twice.
+_OURS: set[int] = set()
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 
 
@@ -31,11 +41,13 @@ class Hooks:
     def before(self, module: nn.Module, call: Callable[..., Any]) -> None:
         """Call `call(module, args)` before the module's forward."""
         handle = module.register_forward_pre_hook(call)
+        _OURS.add(handle.id)
         self._stack.callback(handle.remove)
 
     def after(self, module: nn.Module, call: Callable[..., Any], *, always: bool = False) -> None:
         """Call `call(module, args, output)` after the forward; `always` also on an exception."""
         handle = module.register_forward_hook(call, always_call=always)
+        _OURS.add(handle.id)
         self._stack.callback(handle.remove)
 
     def gradient(self, tensor: Tensor, call: Callable[[Tensor], None]) -> None:
@@ -123,13 +135,14 @@ def module_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def memory_kept(module: nn.Module) -> Iterator[None]:
-    """Run a block, then put back what modules hold: attributes, buffers, parameters, children.
+    """Run a block, then put back what modules hold: attributes, buffers, children, hooks.
 
     In eval mode some networks keep a table made from their parameters (attention biases, a
     position grid) for the next pass. Such a table belongs to the graph of one pass: a second
     backward would run through the first one's graph, and a table made without gradients cuts its
     parameters off. Objects are put back, and the contents of dicts, lists and sets; what is
-    written into a tensor stays.
+    written into a tensor stays. Hooks that the network put on or took off go with the handles
+    it keeps of them: with the handle forgotten they would add up from pass to pass.
     """
     # This runs once a batch: plain copies, and comparisons by identity, are quick.
     before = [(vars(each), vars(each).copy()) for each in module.modules()]
@@ -141,6 +154,11 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
     # Scripted modules hold theirs elsewhere.
     own: list[Any] = [kept.get(key) for _, kept in before for key in _HOLD]
     copies = [(held, held.copy()) for held in own if type(held) in _CONTAINERS]
+    hooked = {
+        place: [(kept[key], kept[key].copy()) for key in _HOOKS if key in kept]
+        for place, (_, kept) in enumerate(before)
+        if any(map(kept.get, _SHOWN))
+    }
     try:
         yield
     finally:
@@ -150,8 +168,15 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
             for key in [key for key in now if key not in kept]:
                 del now[key]
             for key, value in kept.items():
-                if now.get(key) is not value and key not in _EVERY_MODULE_HAS:
+                # Not `get`: what held None and became a child is in another dictionary now.
+                if (key not in now or now[key] is not value) and key not in _EVERY_MODULE_HAS:
                     now[key] = value
+        for place, (now, _) in enumerate(before):
+            if place in hooked or any(map(now.get, _SHOWN)):
+                none: list[tuple[Any, dict[int, Any]]] = [
+                    (now[key], {}) for key in _HOOKS if key in now
+                ]
+                _put_back(hooked.get(place, none))
         for held, content in (*copies, *contents.values()):
             if not held and not content:
                 continue
@@ -160,6 +185,39 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
                 held.extend(content)
             else:
                 held.update(content)
+
+
+def _put_back(hooked: list[tuple[Any, dict[int, Any]]]) -> None:
+    """Give a module the hooks it had, but for those of ours that are taken off by now."""
+    for held, content in hooked:
+        left = {key: each for key, each in content.items() if key in held or key not in _OURS}
+        held.clear()
+        held.update(left)
+
+
+@contextmanager
+def checkpoints_opened() -> Iterator[None]:
+    """Run a block in which re-entrant checkpoints run what they wrap as written.
+
+    Such a checkpoint runs its part without gradients and once more inside the backward pass, in
+    a backward of its own: no hook set in the forward sees the gradient, and
+    `torch.autograd.grad` is refused. Values and gradients are the same without it.
+    """
+    found = torch.utils.checkpoint.CheckpointFunction
+    torch.utils.checkpoint.CheckpointFunction = _Opened  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.CheckpointFunction = found  # type: ignore[misc]
+
+
+class _Opened:
+    """What stands in for the checkpoint."""
+
+    @staticmethod
+    def apply(part: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        del preserve_rng_state
+        return part(*args)
 
 
 def _holds(now: dict[Any, Any], before: dict[Any, Any]) -> bool:

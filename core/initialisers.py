@@ -75,6 +75,13 @@ class SchemeInfo(Value):
 
 
 SEED_PAPER = "Coetzer et al. 2026, arXiv:2603.20860"
+# Where their published code writes something else after |w g| than after |w|.
+WITH_GRADIENTS = {
+    "Dist3": " After |w g| the authors' published code leaves matrices alone and only writes the "
+    "zeros; here the utility does not change what is written.",
+    "BA": " After |w g| the authors' published code writes 0 in place of the mean; here the "
+    "utility does not change what is written.",
+}
 
 
 def _permute(asked: Request) -> Tensor:
@@ -370,7 +377,8 @@ SCHEMES: dict[str, tuple[SchemeInfo, Draw]] = {
                 SchemeInfo(
                     name=name,
                     title=title,
-                    description=f"{what} in matrices and kernels; biases 0, gains as they are.",
+                    description=f"{what} in matrices and kernels; biases 0, gains as they are."
+                    + WITH_GRADIENTS.get(symbol, ""),
                     parameters={},
                     resets_buffers=True,
                     source=SEED_PAPER,
@@ -400,7 +408,8 @@ SCHEMES: dict[str, tuple[SchemeInfo, Draw]] = {
             SchemeInfo(
                 name="bias-mean",
                 title="Biases to their mean",
-                description="Biases become the mean of their tensor; nothing else changes.",
+                description="Biases become the mean of their tensor; nothing else changes."
+                + WITH_GRADIENTS["BA"],
                 parameters={},
                 resets_buffers=False,
                 source=SEED_PAPER,
@@ -429,8 +438,10 @@ SCHEMES: dict[str, tuple[SchemeInfo, Draw]] = {
                 description="Each matrix (of a convolution one for each kernel place) goes towards "
                 "the nearest one that keeps lengths, by Newton-Schulz steps; singular values below "
                 "about 1.5 ** -steps of the matrix's norm stay short of it. With scale 1 times "
-                "sqrt(d_out / d_in) / (kernel height x width). Vectors stay. In a transformer take "
-                "queries and keys.",
+                "sqrt(d_out / d_in) / (kernel height x width). Vectors stay. Running statistics of "
+                "a norm that reads the layer's output directly are reset to the fresh twin's, "
+                "because they describe weights that are gone; the published code leaves them. In "
+                "a transformer take queries and keys.",
                 parameters={"steps": 10, "scale": 1},
                 resets_buffers=True,
                 source="Han et al., ICLR 2026, arXiv:2602.08040",

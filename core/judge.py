@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from core.errors import OptionError
-from core.records import Diagnosis, Finding, LayerReport
+from core.metrics import METRICS
+from core.records import Diagnosis, Finding, LayerReport, Remark
 from core.records.base import Value
 
 Compare = Literal["above", "below", "ratio_above", "ratio_below", "first_over_last_below"]
+
+# Of two layers that trip one check, the worse is still a finding from so many times the other on;
+# of shares the odds are compared, so that 0.99 beside 0.9 counts as much as 0.1 beside 0.01.
+FAR_BEYOND = 10.0
+# Standard deviations of a count that two networks that do not differ leave to chance.
+CHANCE_DEVIATIONS = 2.0
 
 
 class JudgeRule(Value):
@@ -26,7 +33,7 @@ class JudgeRule(Value):
         compare: "above" or "below" looks at the value, "ratio_above" or "ratio_below" at value
             over twin, "first_over_last_below" at the first trained layer's value over the last
             one's. Rules on the ratio say nothing where the images measured cannot tell the
-            network from its twin.
+            network from its twin; the others say nothing of what the twin shows as well.
         threshold: The limit; people may change it.
         floor: The least value below which nothing is said.
         ceiling: The value from which nothing is said; None for no such value.
@@ -147,8 +154,9 @@ PRESETS: tuple[Preset, ...] = (
     Preset(
         name="sagemaker-debugger",
         title="Amazon SageMaker Debugger",
-        description="Its built-in rules DeadRelu and VanishingGradient. Its rules on the ratio of "
-        "update to weight need an optimiser's step, which a measurement does not take.",
+        description="Its built-in rules DeadRelu and VanishingGradient with its limits; it has no "
+        "twin, so it would also count layers that are as at initialisation. Its rules on the ratio "
+        "of update to weight need an optimiser's step, which a measurement does not take.",
         rules=(
             JudgeRule(
                 name="dead-relu",
@@ -174,7 +182,8 @@ PRESETS: tuple[Preset, ...] = (
         name="autotrainer",
         title="AutoTrainer",
         description="Its symptoms of vanishing gradients and dying ReLU (Zhang et al., ICSE "
-        "2021), as far as one measurement shows them.",
+        "2021) with its limits, as far as one measurement shows them. It has no twin: of a network "
+        "with zero-initialised norms it would call the fresh state sick.",
         rules=(
             JudgeRule(
                 name="vanishing-gradient",
@@ -202,7 +211,7 @@ PRESETS: tuple[Preset, ...] = (
         name="fastai",
         title="fastai",
         description="The near-zero band of its ActivationStats, |h| <= 0.05. It draws the share "
-        "and leaves the limit to the eye; the limit here is ours.",
+        "and leaves the limit to the eye; limit and comparison with the twin are ours.",
         rules=(
             JudgeRule(
                 name="near-zero-outputs",
@@ -218,7 +227,9 @@ PRESETS: tuple[Preset, ...] = (
         name="redo",
         title="ReDo",
         description="Any unit whose score is at most tau = 0.025 (Sokar et al. 2023, "
-        "arXiv:2302.12902). The paper also tries 0.1; tau is fixed here, the share is not.",
+        "arXiv:2302.12902). The paper also tries 0.1; tau is fixed here, the share is not. The "
+        "paper resets every such unit, and so does the rule redo; this check names layers that "
+        "have more of them than the twin.",
         rules=(
             JudgeRule(
                 name="dormant-units",
@@ -233,8 +244,9 @@ PRESETS: tuple[Preset, ...] = (
     Preset(
         name="weightwatcher",
         title="WeightWatcher",
-        description="Exponents outside 2 to 6 (Martin & Mahoney). Small random layers lie outside "
-        "too: look at the twin's before you believe it.",
+        description="Exponents outside 2 to 6 (Martin & Mahoney). Layers of random networks lie "
+        "on both sides of 6, so that the upper limit counts only where clearly more layers exceed "
+        "it than in the twin. The exponents are ours, not WeightWatcher's (see the metric).",
         rules=(
             JudgeRule(
                 name="alpha-low",
@@ -302,7 +314,7 @@ def rejudge(
     preset: str = DEFAULT_PRESET,
     thresholds: Mapping[str, float] | None = None,
 ) -> Diagnosis:
-    """Return a diagnosis with the findings of a preset; nothing is measured.
+    """Return a diagnosis with the findings and remarks of a preset; nothing is measured.
 
     Args:
         diagnosis: As measured.
@@ -314,6 +326,7 @@ def rejudge(
     """
     chosen = preset_named(preset)
     limits = checked_thresholds(chosen, thresholds or {})
+    found = judgement(diagnosis.layers, preset=preset, thresholds=limits)
     return diagnosis.model_copy(
         update={
             "preset": chosen.name,
@@ -322,9 +335,17 @@ def rejudge(
                 for rule in chosen.rules
                 if limits[rule.name] != rule.threshold
             },
-            "findings": judge(diagnosis.layers, preset=preset, thresholds=limits),
+            "findings": found.findings,
+            "remarks": found.remarks,
         }
     )
+
+
+class Judgement(Value):
+    """What stands out, the most severe first, and what the checks passed over."""
+
+    findings: tuple[Finding, ...]
+    remarks: tuple[Remark, ...]
 
 
 def judge(
@@ -333,7 +354,25 @@ def judge(
     preset: str = DEFAULT_PRESET,
     thresholds: Mapping[str, float] | None = None,
 ) -> tuple[Finding, ...]:
-    """Return what stands out, the most severe first.
+    """Return the findings of `judgement`."""
+    return judgement(layers, preset=preset, thresholds=thresholds).findings
+
+
+def judgement(
+    layers: Sequence[LayerReport],
+    *,
+    preset: str = DEFAULT_PRESET,
+    thresholds: Mapping[str, float] | None = None,
+) -> Judgement:
+    """Return what stands out, and what would but for the fresh twin.
+
+    A check on an absolute figure does not count a layer in which the twin trips it too, unless
+    the network is `FAR_BEYOND` times further out. Nor does it count layers that only the network
+    trips in, where by chance about as many would trip in the twin alone: limits taken from
+    trained networks (power-law exponents) run through the middle of what random ones show.
+
+    A check on the ratio passes over layers whose twin is 0, unless the rule asks for more than a
+    floor of its own: any share above it is then more than so many times none.
 
     Args:
         layers: Reports in forward order. The head is left out: it is new.
@@ -345,13 +384,29 @@ def judge(
     """
     chosen = preset_named(preset)
     limits = checked_thresholds(chosen, thresholds or {})
-    findings = []
+    findings, remarks = [], []
+    weighty = [layer for layer in layers if not layer.head and layer.kind != "norm"]
     for rule in chosen.rules:
         limit = limits[rule.name]
-        hits = _hits(rule, limit, layers)
+        says = rule.says.format(threshold=limit, percent=100 * limit)
+        if rule.compare.startswith("ratio"):
+            hits, without = _beyond_twin(rule, limit, weighty)
+            if without:
+                remarks.append(_no_ratio(rule, without))
+        else:
+            hits, alike, theirs = _unlike_twin(_readings(rule, limit, weighty), rule)
+            if alike:
+                sentence = f"As in the fresh twin ({_layers(theirs)} there): {_said(says, alike)}"
+                remarks.append(
+                    Remark(
+                        why="as-twin",
+                        rule=rule.name,
+                        metric=rule.metric,
+                        sentence=sentence,
+                        layers=tuple(alike),
+                    )
+                )
         if hits:
-            says = rule.says.format(threshold=limit, percent=100 * limit)
-            subject = "1 layer" if len(hits) == 1 else f"{len(hits)} layers"
             findings.append(
                 Finding(
                     rule=rule.name,
@@ -359,28 +414,157 @@ def judge(
                     layers=tuple(hits),
                     metric=rule.metric,
                     threshold=limit,
-                    sentence=f"{subject} {_singular(says, len(hits))}.",
+                    sentence=_said(says, hits),
                 )
             )
     order = {"warning": 0, "notice": 1, "info": 2}
-    return tuple(sorted(findings, key=lambda finding: order[finding.severity]))
+    return Judgement(
+        findings=tuple(sorted(findings, key=lambda finding: order[finding.severity])),
+        remarks=(*remarks, *_not_finite(layers)),
+    )
 
 
-def _hits(rule: JudgeRule, limit: float, layers: Sequence[LayerReport]) -> list[str]:
-    weighty = [layer for layer in layers if not layer.head and layer.kind != "norm"]
-    if rule.compare != "first_over_last_below":
-        return [layer.name for layer in weighty if _holds(rule, limit, layer)]
-    trained = [
-        (layer.name, value)
-        for layer in weighty
-        if rule.metric in layer.metrics and (value := layer.metrics[rule.metric].value) is not None
+def _said(says: str, layers: Sequence[str]) -> str:
+    return f"{_layers(len(layers))} {_singular(says, len(layers))}."
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _no_ratio(rule: JudgeRule, layers: Sequence[str]) -> Remark:
+    title = _METRICS[rule.metric].title.partition(" (")[0]
+    return Remark(
+        why="twin-zero",
+        rule=rule.name,
+        metric=rule.metric,
+        sentence=f'In {_layers(len(layers))} the fresh twin\'s figure for "{title}" is 0: there is '
+        f'no ratio, and "{rule.name}" passes them over.',
+        layers=tuple(layers),
+    )
+
+
+def _not_finite(layers: Sequence[LayerReport]) -> list[Remark]:
+    """Return a remark on figures that broken weights or older versions left as NaN or infinite."""
+    odd = {
+        layer.name: [
+            metric
+            for figures in (layer.metrics, layer.twin_metrics)
+            for metric, figure in figures.items()
+            if figure.value is not None and not math.isfinite(figure.value)
+        ]
+        for layer in layers
+    }
+    names = [name for name, metrics in odd.items() if metrics]
+    if not names:
+        return []
+    count = sum(len(metrics) for metrics in odd.values())
+    figures = "1 figure is no finite number" if count == 1 else f"{count} figures are not finite"
+    return [
+        Remark(
+            why="not-finite",
+            rule="",
+            metric="",
+            sentence=f"In {_layers(len(names))} {figures} ({odd[names[0]][0]} of "
+            f'"{names[0]}" first), and no check looks there. Check the weights and measure again.',
+            layers=tuple(names),
+        )
     ]
+
+
+def _beyond_twin(
+    rule: JudgeRule, limit: float, layers: Sequence[LayerReport]
+) -> tuple[list[str], list[str]]:
+    """Return the layers beyond a limit on the ratio, and those without a ratio: the twin is 0."""
+    hits: list[str] = []
+    without: list[str] = []
+    for layer in layers:
+        figure, ratio = layer.metrics.get(rule.metric), layer.ratio(rule.metric)
+        if figure is None or figure.value is None or figure.value < rule.floor:
+            continue
+        if ratio.kind == "twin-zero":
+            more = rule.compare == "ratio_above" and rule.floor > 0
+            (hits if more else without).append(layer.name)
+        elif ratio.kind == "ratio" and _COMPARE[rule.compare](ratio.value or 0.0, limit):
+            hits.append(layer.name)
+    return hits, without
+
+
+class _Reading(NamedTuple):
+    """A layer under a check on absolute figures: the network's, its twin's, and who trips it."""
+
+    layer: str
+    value: float
+    twin: float | None
+    tripped: bool
+    twin_tripped: bool
+
+
+def _readings(rule: JudgeRule, limit: float, layers: Sequence[LayerReport]) -> list[_Reading]:
+    if rule.compare == "first_over_last_below":
+        return _first_over_last(rule, limit, layers)
+
+    def trips(value: float | None) -> bool:
+        if value is None or not math.isfinite(value) or value < rule.floor:
+            return False
+        return _COMPARE[rule.compare](value, limit)
+
+    found = []
+    for layer in layers:
+        value, twin = _values(layer, rule.metric)
+        if value is not None:
+            found.append(_Reading(layer.name, value, twin, trips(value), trips(twin)))
+    return found
+
+
+def _first_over_last(
+    rule: JudgeRule, limit: float, layers: Sequence[LayerReport]
+) -> list[_Reading]:
+    """Return the reading of the first trained layer, whose value is its figure over the last's."""
+    trained = [layer for layer in layers if _values(layer, rule.metric)[0] is not None]
     if len(trained) < 2:
         return []
-    (name, first), (_, last) = trained[0], trained[-1]
-    if rule.ceiling is not None and first >= rule.ceiling:
+    ends = [_values(layer, rule.metric) for layer in (trained[0], trained[-1])]
+    shares: list[float | None] = []
+    tripped = []
+    for first, last in zip(*ends, strict=True):
+        share = None if first is None or last is None or last <= 0 else first / last
+        small = first is not None and (rule.ceiling is None or first < rule.ceiling)
+        shares.append(share)
+        tripped.append(small and share is not None and share < limit)
+    if shares[0] is None:
         return []
-    return [name] if last > 0 and first / last < limit else []
+    return [_Reading(trained[0].name, shares[0], shares[1], tripped[0], tripped[1])]
+
+
+def _values(layer: LayerReport, metric: str) -> tuple[float | None, float | None]:
+    own, twin = layer.metrics.get(metric), layer.twin_metrics.get(metric)
+    return None if own is None else own.value, None if twin is None else twin.value
+
+
+def _unlike_twin(readings: Sequence[_Reading], rule: JudgeRule) -> tuple[list[str], list[str], int]:
+    """Return the layers that trip a check, those that do as in the twin, and how many do there."""
+    tripped = [each for each in readings if each.tripped]
+    far = {each.layer for each in tripped if each.twin is None or _far_beyond(rule, each)}
+    alone = {each.layer for each in tripped if not each.twin_tripped}
+    back = sum(each.twin_tripped and not each.tripped for each in readings)
+    near = len(alone - far)
+    if back and near - back <= CHANCE_DEVIATIONS * math.sqrt(near + back):
+        alone = set()
+    hits = [each.layer for each in tripped if each.layer in far | alone]
+    alike = [each.layer for each in tripped if each.layer not in far | alone]
+    return hits, alike, sum(each.twin_tripped for each in readings)
+
+
+def _far_beyond(rule: JudgeRule, reading: _Reading) -> bool:
+    value, twin = reading.value, reading.twin
+    if twin is None or value == twin:
+        return False
+    if _METRICS[rule.metric].unit == "share" and rule.compare != "first_over_last_below":
+        value, twin = (each / (1 - each) if each < 1 else math.inf for each in (value, twin))
+    if rule.compare == "above":
+        return value >= FAR_BEYOND * twin
+    return FAR_BEYOND * value <= twin
 
 
 _SINGULAR = {
@@ -399,21 +583,10 @@ def _singular(says: str, count: int) -> str:
     return says if count != 1 else f"{_SINGULAR.get(verb, verb)} {rest}"
 
 
+_METRICS = {info.name: info for info in METRICS}
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "above": lambda value, limit: value > limit,
     "below": lambda value, limit: value < limit,
     "ratio_above": lambda value, limit: value >= limit,
     "ratio_below": lambda value, limit: value <= limit,
 }
-
-
-def _holds(rule: JudgeRule, limit: float, layer: LayerReport) -> bool:
-    figure = layer.metrics.get(rule.metric)
-    if figure is None or figure.value is None or figure.value < rule.floor:
-        return False
-    if not rule.compare.startswith("ratio"):
-        return _COMPARE[rule.compare](figure.value, limit)
-    value = layer.ratio(rule.metric)
-    if value is None or layer.uncertain(rule.metric):
-        return False
-    return _COMPARE[rule.compare](value, limit)

@@ -515,9 +515,17 @@ METRICS: tuple[MetricInfo, ...] = (
         bad=None,
         applies_to=_MATRIX + " and 20 eigenvalues or more",
         unit="1",
-        source="Martin & Mahoney (WeightWatcher); fit of Clauset et al., arXiv:0706.1062",
+        source="fit of Clauset et al., arXiv:0706.1062, as Martin & Mahoney apply it to layers. It "
+        "differs from WeightWatcher (0.7.7) in four ways. Our tail holds a tenth of the "
+        "eigenvalues and never fewer than ten; theirs may hold two. Our distance compares the law "
+        "with both edges of each step of the empirical distribution; theirs with the lower edge. "
+        "Of a convolution we take the flattened kernel; they pool the spectra of its places. They "
+        "also fit 8 to 19 eigenvalues, and drop those below 1e-5",
         reads="Trained layers often lie between 2 and 6. Small random layers do too: no label "
-        "follows from the number alone.",
+        "follows from the number alone. It is not WeightWatcher's alpha: over the 89 layers of the "
+        "embedded networks that both fit, the two differ by 0.06 in the median and by 10.6 at "
+        "most, and by more than 1 in 19 layers; over the layers of their fresh twins by 0.00 and "
+        "42, and by more than 1 in 38.",
         advice="Read it beside the twin's; far from it, training has shaped the spectrum.",
     ),
     _metric(

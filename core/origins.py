@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ RESHAPES = frozenset(
         *(Tensor.T.__get__, Tensor.mT.__get__, torch.broadcast_to, Tensor.broadcast_to),  # type: ignore[attr-defined]
         *(Tensor.expand, Tensor.expand_as, torch.roll, Tensor.roll, Tensor.half, Tensor.bfloat16),
         *(Tensor.float, Tensor.type_as, F.dropout, F.dropout1d, F.dropout2d),
+        *(Tensor.detach, torch.detach, Tensor.detach_, Tensor.data.__get__, Tensor.double),  # type: ignore[attr-defined]
+        *(Tensor.cpu, Tensor.cuda, Tensor.requires_grad_),
     }
 )
 # What gives some of the units, as a gate takes its half of a layer's output.
@@ -41,16 +44,37 @@ PARTS = frozenset(
         *(Tensor.chunk, Tensor.split, Tensor.narrow, Tensor.tensor_split, Tensor.__getitem__),
     }
 )
-# What leaves units apart, but no longer gives what the layer made: a residual addition, a scale,
-# a pooling.
+# What leaves units apart, but no longer gives what the layer made: a residual addition, a scale.
 BLENDS = frozenset(
     {
-        *(torch.add, torch.sub, torch.mul, torch.div, torch.addcmul),
-        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.add_, Tensor.mul_),
-        *(Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.__sub__),
-        *(Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__, Tensor.__truediv__),
-        *(F.interpolate, F.pad, F.avg_pool2d, F.max_pool2d, torch.max_pool2d),
-        *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+        *(torch.add, torch.sub, torch.mul, torch.div, torch.addcmul, torch.addcdiv),
+        *(torch.subtract, torch.multiply, torch.true_divide, torch.lerp, torch.where),
+        *(torch.maximum, torch.minimum, torch.pow, torch.neg, torch.abs, torch.square),
+        *(torch.sqrt, torch.rsqrt, torch.exp, torch.log, torch.clamp),
+        *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.addcmul, Tensor.lerp),
+        *(Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_, Tensor.where, Tensor.copy_),
+        *(Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.__sub__, Tensor.__rsub__),
+        *(Tensor.__isub__, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__, Tensor.__neg__),
+        *(Tensor.__truediv__, Tensor.__rtruediv__, Tensor.__itruediv__, Tensor.__pow__),
+        *(Tensor.maximum, Tensor.minimum, Tensor.pow, Tensor.neg, Tensor.abs, Tensor.square),
+        *(Tensor.sqrt, Tensor.rsqrt, Tensor.exp, Tensor.log, Tensor.clamp, Tensor.clamp_),
+        *(Tensor.masked_fill, Tensor.masked_fill_),
+    }
+)
+# As those, but over the last so many axes, which must not be the units'.
+POOLS = {
+    **dict.fromkeys((F.avg_pool1d, F.max_pool1d, torch.avg_pool1d, torch.max_pool1d), 1),
+    **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_max_pool1d), 1),
+    **dict.fromkeys((F.avg_pool2d, F.max_pool2d, torch.max_pool2d, F.lp_pool2d), 2),
+    **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), 2),
+    **dict.fromkeys((F.avg_pool3d, F.max_pool3d, torch.max_pool3d), 3),
+    **dict.fromkeys((F.adaptive_avg_pool3d, F.adaptive_max_pool3d), 3),
+}
+# What a norm layer does inside.
+NORMS = frozenset(
+    {
+        *(F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.normalize),
+        *(torch.batch_norm, torch.layer_norm, torch.group_norm, torch.instance_norm),
     }
 )
 
@@ -78,8 +102,9 @@ class Origins:
     def __init__(self) -> None:
         self._made: _Known = {}
         self._blended: _Known = {}
-        # Reshaped so that no axis counts the units any more.
-        self._lost: dict[int, Tensor] = {}
+        # What was seen being made in any other way: of no layer's units, or of none in order.
+        # By identity; not kept alive, so that whoever looks has to see that it still is.
+        self._lost: dict[int, ref[Tensor]] = {}
         self._last: tuple[Origin, torch.Size] | None = None
         # Layers by when they, or a norm behind them, ran last.
         self._turn: dict[str, int] = {}
@@ -98,14 +123,28 @@ class Origins:
         """Return the layer that an activation of this tensor speaks of; None for none.
 
         Where it came by no known way, as inside a fused norm and activation, it is the layer
-        that ran last, if that gave the same shape.
+        that ran last, if that gave the same shape and nothing was seen to mix its units.
         """
         known = self._made.get(id(tensor)) or self._blended.get(id(tensor))
         if known is not None:
             return known[1]
-        if id(tensor) in self._lost or self._last is None or self._last[1] != tensor.shape:
+        if self._is_lost(tensor) or self._last is None or self._last[1] != tensor.shape:
             return None
         return self._last[0]
+
+    def _lost_in(self, args: Sequence[Any]) -> bool:
+        return bool(args) and self._is_lost(args[0])
+
+    def _is_lost(self, tensor: Any) -> bool:
+        if id(tensor) in self._made or id(tensor) in self._blended:
+            return False
+        held = self._lost.get(id(tensor))
+        return held is not None and held() is tensor
+
+    def _lose(self, made: Sequence[Tensor]) -> None:
+        for each in made:
+            if id(each) not in self._made and id(each) not in self._blended:
+                self._lost[id(each)] = ref(each)
 
     def ran(self, origin: Origin, output: Tensor) -> None:
         """Note that a layer made a tensor."""
@@ -128,8 +167,9 @@ class Origins:
                 rest = {name: each for name, each in kwargs.items() if name != "input"}
                 args, kwargs = (kwargs["input"], *args), rest
             given = id(args[0]) if args else 0
-            if given in self._lost:
-                self._lost |= {id(made): made for made in tensors_in([result])}
+            if given not in self._made and given not in self._blended and not self._lost_in(args):
+                # Of a norm inside: as unknown as it was.
+                return
             for known in (self._made, self._blended):
                 source, origin = known.get(given, (None, None))
                 if source is None or origin is None:
@@ -140,9 +180,13 @@ class Origins:
                         source, origin.axis, made, axis, part=function in PARTS
                     ):
                         known[id(made)] = made, Origin(origin.layer, axis)
-                    elif made is not None and id(made) not in known:
-                        self._lost[id(made)] = made
-        elif function in BLENDS and isinstance(result, Tensor):
+        elif function in NORMS and not self._lost_in(args):
+            # Fused with its activation: the layer that ran last is meant, as by `feeder`.
+            return
+        elif isinstance(result, Tensor) and (
+            function in BLENDS or (pooled := _pooled(function, args, kwargs)) is not None
+        ):
+            last = result.ndim if function in BLENDS else result.ndim - (pooled or 0)
             found = [
                 Origin(origin.layer, axis)
                 for each in tensors_in([*args, *kwargs.values()])
@@ -151,11 +195,32 @@ class Origins:
                 if origin is not None
                 # Tensors that are blended are lined up at their last axes.
                 for axis in (origin.axis + result.ndim - each.ndim,)
-                if _apart(each, origin.axis, result, axis)
+                if axis < last and _apart(each, origin.axis, result, axis)
             ]
             if found:
                 latest = max(found, key=lambda origin: self._turn[origin.layer])
                 self._blended[id(result)] = result, latest
+        elif _in_place(function):
+            self.forget(result)
+        if tensors_in([*args, *kwargs.values()]):
+            self._lose(tensors_in([result]))
+
+
+def _pooled(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Return over how many of the last axes a function pools, resizes or pads; None for none."""
+    if function is F.interpolate:
+        # All but the batch and the channels.
+        return max(0, args[0].ndim - 2) if args else None
+    if function is F.pad:
+        widths = args[1] if len(args) > 1 else kwargs.get("pad", ())
+        return (max((i for i, width in enumerate(widths) if width), default=-1) + 2) // 2
+    return POOLS.get(function)
+
+
+def _in_place(function: Any) -> bool:
+    """Return whether a function writes what it makes over its first argument, by its name."""
+    name = getattr(function, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _moved(

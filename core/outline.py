@@ -193,13 +193,14 @@ def _kind(module: nn.Module) -> LayerKind:
     if "norm" in name or getattr(module, "running_mean", None) is not None:
         return "norm"
     weight = getattr(module, "weight", None)
+    # A bilinear layer has a matrix for each output, and is no convolution for that.
+    if isinstance(module, nn.Linear | nn.Bilinear | nn.MultiheadAttention):
+        return "linear"
     if isinstance(module, nn.modules.conv._ConvNd) or (
         isinstance(weight, Tensor) and weight.ndim >= 3
     ):
         return "conv"
-    if isinstance(module, nn.Linear | nn.MultiheadAttention) or (
-        isinstance(weight, Tensor) and weight.ndim == 2
-    ):
+    if isinstance(weight, Tensor) and weight.ndim == 2:
         return "linear"
     return "other"
 

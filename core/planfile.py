@@ -17,10 +17,13 @@ import safetensors
 import safetensors.numpy
 
 from core.errors import PlanError
+from core.inputs import strict_json
 from core.records import Entries, ReinitPlan
 
 PLAN_KEY = "limber_plan_sha256"
-MAX_BYTES = 2 * 2**30
+# A bit for each of four thousand million weights.
+MAX_BYTES = 512 * 2**20
+MAX_HEADER_VALUES = 500_000
 
 
 def plan_json(plan: ReinitPlan) -> str:
@@ -66,7 +69,7 @@ def attached(plan: ReinitPlan, data: bytes, *, source: str) -> ReinitPlan:
         )
     try:
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
+        header = strict_json(data[8 : 8 + length], most_values=MAX_HEADER_VALUES)
         identity = header["__metadata__"][PLAN_KEY]
         arrays_in(data)
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:

@@ -193,8 +193,11 @@ def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
 
     Source:
         Clauset, Shalizi & Newman 2009, arXiv:0706.1062, as Martin & Mahoney apply it to layers
-        (WeightWatcher). We let the tail be no shorter than a tenth of the spectrum and never
-        fewer than ten values: shorter ones fit anything.
+        (WeightWatcher 0.7.7). There a tail may hold two values, and the distance compares the
+        law with the lower edge of each step of the empirical distribution alone. We let the tail
+        be no shorter than a tenth of the spectrum and never fewer than ten values, because
+        shorter ones fit anything, and compare both edges. Without these two differences the
+        exponents agree to 1e-11 on the same eigenvalues.
     """
     values = eigenvalues.double()
     values = values[values > values.max() * 1e-12].sort().values if values.numel() else values

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from core.apply import other_bits
 from core.errors import PlanError, Stopped
 from core.export import TRAINERS, named_after, snippet, write_plan, write_whole
+from core.inputs import in_words
 from core.load import choose_items, load_model, open_images, state_sha256
-from core.load.checkpoints import read_checkpoint
+from core.load.checkpoints import SPARE_BYTES, read_checkpoint, state_bytes
 from core.outline import outline_module
 from core.pipeline import (
     DEFAULT_BATCH_SIZE,
@@ -44,10 +45,13 @@ from core.records import (
     Verification,
     WeightDifference,
 )
+from core.text import printable
 
 PREVIEW_SAMPLES = 64
 # Mean KL in nats below which the outputs have hardly moved.
 NO_OP_KL = 1e-4
+# A file of so many times a plan's weights is not read through to say that they differ.
+MOST_FOUND = 4
 # Growth of the activations from which an edit explodes.
 EXPLODED_RATIO = 10.0
 
@@ -249,6 +253,12 @@ def verify_weights(plan: ReinitPlan, path: Path) -> Verification:
     """
     expected, receipt = edited_weights(plan)
     found = read_checkpoint(path)
+    held, made = state_bytes(found), state_bytes(expected)
+    if held > MOST_FOUND * made + SPARE_BYTES:
+        raise PlanError(
+            f'"{path.name}" holds {in_words(held)} of weights, and the plan makes '
+            f"{in_words(made)}: it is not what the plan makes. Give the file that apply wrote."
+        )
     differing: dict[str, int] = {}
     for name in sorted(expected.keys() & found.keys()):
         own, other = expected[name], found[name]
@@ -287,7 +297,7 @@ def export_plan(plan: ReinitPlan, folder: Path, *, watcher: Watcher | None = Non
     receipt = reset_weights(plan, folder / "reinit.safetensors")
     write_plan(plan, folder / "plan.json")
     write_whole(folder / "apply_plan.py", SCRIPT.read_text(encoding="utf-8"))
-    parts = [f"# {plan.name}\n\n{_files(plan, receipt)}"]
+    parts = [f"# {printable(plan.name)}\n\n{_files(plan, receipt)}"]
     for trainer in TRAINERS:
         if plan.model.source == "torchvision" and trainer == "timm":
             continue
@@ -339,8 +349,9 @@ def diff_weights(first: Path, second: Path) -> tuple[WeightDifference, ...]:
             continue
         changed = int(other_bits(left, right).sum())
         if changed:
-            norm = float(left.double().norm())
-            moved = float((right.double() - left.double()).norm())
+            wide = torch.complex128 if left.is_complex() else torch.float64
+            norm = float(left.to(wide).norm())
+            moved = float((right.to(wide) - left.to(wide)).norm())
             rows.append(
                 WeightDifference(
                     name=name,

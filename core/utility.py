@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from core.errors import ModelError
 from core.hooks import batch_statistics, memory_kept, module_kept
@@ -126,6 +127,58 @@ def summed_gradients(
     }
 
 
+# Between a gradient and one that is 0 but for rounding lie nine digits in float64 on float32.
+NOTHING_LEFT = 1e-6
+# So many of a vector's entries, for now and then one is rounded to exactly 0.
+NEARLY_ALL = 0.9
+
+
+def rounding_alone(module: nn.Module, inputs: Tensor, labels: Tensor) -> frozenset[str]:
+    """Return the names of vectors whose gradient is 0 but for rounding.
+
+    A bias in front of a norm is one: the norm takes out what it adds. So is the shift of a norm
+    whose output reaches the next norm through convolutions alone. Which of their entries have the
+    least |w g| is a matter of the order of additions. They are told by taking one batch's
+    gradient in float32 and in float64: the second is smaller by nine digits.
+
+    Args:
+        module: The network.
+        inputs: (n, 3, h, w), on its device; few images do.
+        labels: (n,).
+
+    Returns:
+        Names among its parameters with one axis; none for a network that does not run in float64.
+    """
+    taken: list[dict[str, Tensor | None]] = []
+    with module_kept(module):
+        batch_statistics(module)
+        for dtype in (torch.float32, torch.float64):
+            state = {
+                name: each.detach().to(dtype) if each.is_floating_point() else each
+                for name, each in (*module.named_parameters(), *module.named_buffers())
+            }
+            leaves = {name: state[name].requires_grad_() for name, _ in module.named_parameters()}
+            try:
+                with memory_kept(module):
+                    logits = first_tensor(functional_call(module, state, (inputs.to(dtype),)))
+                    assert logits is not None
+                    loss = F.cross_entropy(logits, labels)
+                    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            except (RuntimeError, TypeError):
+                # A network that keeps tensors of its own in float32 cannot be asked.
+                return frozenset()
+            taken.append(dict(zip(leaves, found, strict=True)))
+    names = set()
+    for name, single in taken[0].items():
+        double = taken[1][name]
+        if single is None or double is None or single.ndim != 1 or not single.any():
+            continue
+        nothing = (single != 0) & (double.abs() <= NOTHING_LEFT * single.abs())
+        if float(nothing.double().mean()) >= NEARLY_ALL:
+            names.add(name)
+    return frozenset(names)
+
+
 @dataclass(slots=True)
 class UnitFigures:
     """Means of a layer's units behind its activation over images and places, float64 (units,).
@@ -133,14 +186,12 @@ class UnitFigures:
     Attributes:
         rows: How many values each unit has given.
         activation: E h.
-        magnitude: E |h|.
         gradient: E g, g being the gradient of the loss at h.
         product: E g h.
     """
 
     rows: int = 0
     activation: Tensor = field(default_factory=lambda: torch.zeros(()))
-    magnitude: Tensor = field(default_factory=lambda: torch.zeros(()))
     gradient: Tensor = field(default_factory=lambda: torch.zeros(()))
     product: Tensor = field(default_factory=lambda: torch.zeros(()))
 
@@ -180,7 +231,6 @@ def unit_figures(
                 rows = _rows(h.detach(), axis).clone()
                 sums.setdefault(layer.name, UnitFigures())
                 _add(sums[layer.name], "activation", rows.sum(0))
-                _add(sums[layer.name], "magnitude", rows.abs().sum(0))
                 sums[layer.name].rows += len(rows)
 
                 def back(gradient: Tensor, name: str = layer.name) -> None:
@@ -200,7 +250,7 @@ def unit_figures(
                     allow_unused=True,
                 )
     for figures in sums.values():
-        for name in ("activation", "magnitude", "gradient", "product"):
+        for name in ("activation", "gradient", "product"):
             setattr(figures, name, getattr(figures, name) / figures.rows)
     return sums
 

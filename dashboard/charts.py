@@ -12,7 +12,14 @@ import numpy as np
 import plotly.graph_objects as go
 
 from core.compare import CONTROL
-from core.records import ArmCurve, DataOutline, Diagnosis, LayerReport, ModelOutline
+from core.records import (
+    ArmCurve,
+    DataOutline,
+    Diagnosis,
+    IntensityRange,
+    LayerReport,
+    ModelOutline,
+)
 from dashboard import words
 
 if TYPE_CHECKING:
@@ -36,6 +43,10 @@ DIVERGING = {
     True: [[0, "#B9A7FF"], [0.25, "#6A5BA8"], [0.5, "#1E2528"], [0.75, "#A8631D"], [1, "#FFC071"]],
 }
 FADED = {False: "#D5D9DB", True: "#3A4448"}
+# Ground and diameter of the mark "no ratio": a shape, which no colour of the scale has.
+MARKED = {False: "#FFFFFF", True: "#0A0F11"}
+MARK_PX = 5
+UNRATIOED = ("twin-zero", "signs", "no-twin")
 # Ratios beyond a factor of eight look alike; the number is in the hover text.
 RATIO_LIMIT_LOG2 = 3.0
 ROW_PX = 28
@@ -63,7 +74,8 @@ def layer_heatmap(
     """Return metrics by layers, forward order from left to right.
 
     Values and twin values of a row share one scale from its lowest to its highest figure, so
-    the two views can be compared by eye. Cells without a figure are left empty.
+    the two views can be compared by eye. Cells without a figure are left empty. Where there is
+    one, but no ratio to a twin of 0, the view of ratios has a dot on a ground of its own.
 
     Args:
         diagnosis: What was measured.
@@ -110,7 +122,7 @@ def layer_heatmap(
         )
     )
     if fade:
-        uncertain = [[layer.uncertain(info.name) for layer in layers] for info in infos]
+        uncertain = [[layer.ratio(info.name).kind == "noise" for layer in layers] for info in infos]
         figure.add_heatmap(
             z=np.where(np.array(uncertain, dtype=bool) & np.isfinite(z), 1.0, np.nan),
             x=np.arange(len(layers)),
@@ -123,6 +135,8 @@ def layer_heatmap(
             # What lies below it answers the pointer.
             hoverinfo="skip",
         )
+    if view == "ratio":
+        _mark_no_ratio(figure, layers, infos, dark=dark)
     figure.update_layout(
         **_stage_axis(
             [layer.stage for layer in layers],
@@ -341,6 +355,69 @@ def class_bars(data: DataOutline, *, dark: bool = False) -> go.Figure:
     return figure
 
 
+def intensity_bars(found: IntensityRange, *, dark: bool = False) -> go.Figure:
+    """Return the pixels of deep images over their stored intensity, each bar in the grey it gets.
+
+    The range is marked by two lines; beyond them lies what is cut off.
+
+    Args:
+        found: The range and the histogram that was taken with it.
+        dark: Whether the page's ground is dark.
+    """
+    first, last = min(found.low, found.lowest), max(found.high, found.highest)
+    counts = np.array(found.histogram, dtype=np.float64)
+    steps = max(1, len(counts))
+    # Halved: the difference of two doubles may be beyond the largest one.
+    width = 2 * (last / 2 - first / 2) / steps
+    middles = first + width * (np.arange(steps) + 0.5)[: len(counts)]
+    shares = counts / max(1.0, counts.sum())
+    inside = np.clip((middles / 2 - found.low / 2) / (found.high / 2 - found.low / 2), 0, 1)
+    greys = [round(255 * share) for share in inside]
+    figure = go.Figure(
+        go.Bar(
+            x=middles,
+            y=shares,
+            width=width,
+            marker={
+                "color": [f"rgb({grey}, {grey}, {grey})" for grey in greys],
+                "line": {"color": QUIET[dark], "width": 1},
+            },
+            hovertext=[
+                f"stored {words.figure(middle)}, shown {grey} of 255<br>{words.percent(share)}"
+                for middle, grey, share in zip(middles, greys, shares, strict=True)
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )
+    for value, name, side in ((found.low, "black", "left"), (found.high, "white", "right")):
+        figure.add_vline(
+            x=value,
+            line={"color": ACCENT[dark], "width": 2, "dash": "dot"},
+            annotation={
+                "text": name,
+                "font": {"color": ACCENT[dark]},
+                # Towards the middle, where there is room.
+                "xanchor": side,
+                "y": 1,
+                "yanchor": "bottom",
+            },
+        )
+    figure.update_layout(
+        showlegend=False,
+        bargap=0,
+        xaxis={"title": {"text": "stored intensity"}, "showgrid": False},
+        # Logarithmic: a black background would leave the rest no height.
+        yaxis={
+            "title": {"text": "share of pixels"},
+            "type": "log",
+            "dtick": 1,
+            "tickformat": "~%",
+        },
+        margin={"l": 8, "r": 8, "t": 32, "b": 8},
+    )
+    return figure
+
+
 def arm_styles(arms: Sequence[str], *, dark: bool = False) -> dict[str, tuple[str, str]]:
     """Return colour and dash of each arm; the control is grey whatever else there is."""
     styles = {CONTROL: (QUIET[dark], "solid")}
@@ -473,20 +550,71 @@ def picked_columns(names: Sequence[str], picked: Sequence[str]) -> list[tuple[in
     return groups
 
 
+def _mark_no_ratio(
+    figure: go.Figure, layers: Sequence[LayerReport], infos: Sequence[MetricInfo], *, dark: bool
+) -> None:
+    """Draw a dot into the cells that have a figure and no ratio, and its entry in the legend."""
+    kinds = [[layer.ratio(info.name).kind for layer in layers] for info in infos]
+    marked = [
+        (row, column)
+        for row, rows in enumerate(kinds)
+        for column, kind in enumerate(rows)
+        if kind in UNRATIOED
+    ]
+    if not marked:
+        return
+    ground = np.full((len(infos), len(layers)), np.nan, dtype=np.float32)
+    for row, column in marked:
+        ground[row, column] = 1.0
+    figure.add_heatmap(
+        z=ground,
+        x=np.arange(len(layers)),
+        y=np.arange(len(infos)),
+        xgap=1,
+        ygap=2,
+        colorscale=[[0, MARKED[dark]], [1, MARKED[dark]]],
+        showscale=False,
+        # What lies below it answers the pointer.
+        hoverinfo="skip",
+    )
+    only_zero = all(kinds[row][column] == "twin-zero" for row, column in marked)
+    figure.add_scatter(
+        x=np.array([column for _, column in marked]),
+        y=np.array([row for row, _ in marked]),
+        mode="markers",
+        marker={"symbol": "circle", "size": MARK_PX, "color": INK[dark]},
+        name=words.NO_RATIO if only_zero else words.NO_RATIO_MORE,
+        showlegend=True,
+        hoverinfo="skip",
+    )
+    figure.update_layout(
+        legend={
+            "x": 1,
+            "xanchor": "right",
+            "y": 1,
+            "yanchor": "bottom",
+            "font": {"size": 11},
+            "itemclick": False,
+            "itemdoubleclick": False,
+        }
+    )
+
+
 def _log2_ratio(layer: LayerReport, info: MetricInfo) -> float:
-    found, other = layer.metrics.get(info.name), layer.twin_metrics.get(info.name)
-    if found is None or other is None or found.value is None or other.value is None:
+    ratio = layer.ratio(info.name)
+    if ratio.kind == "both-zero":
+        return 0.0
+    if ratio.value is None:
         return math.nan
-    value, twin = found.value, other.value
+    found = ratio.value
     if info.unit == "share":
         # One dead unit beside none is no eightfold difference worth a glaring cell.
-        value, twin = max(value, words.LEAST_SHARE), max(twin, words.LEAST_SHARE)
-    if twin == 0 or not math.isfinite(value) or value / twin < 0:
-        return math.nan
-    if value == 0:
+        figures = (layer.metrics[info.name].value, layer.twin_metrics[info.name].value)
+        value, twin = (max(each or 0.0, words.LEAST_SHARE) for each in figures)
+        found = value / twin
+    if found == 0:
         return -RATIO_LIMIT_LOG2
-    ratio = value / twin
-    return max(-RATIO_LIMIT_LOG2, min(RATIO_LIMIT_LOG2, math.log2(ratio)))
+    return max(-RATIO_LIMIT_LOG2, min(RATIO_LIMIT_LOG2, math.log2(found)))
 
 
 def _figures(layers: Sequence[LayerReport], metric: str, twin: bool) -> np.ndarray:
@@ -537,15 +665,19 @@ def _cell_text(layer: LayerReport, info: MetricInfo) -> str:
         return "<br>".join([*lines, html.escape(words.not_there(reason))])
     parts = (words.figure(value.value), words.plus_minus(value), words.at_most(value))
     lines.append(f"{' '.join(part for part in parts if part)} (n = {value.n:,})")
+    ratio = layer.ratio(info.name)
     if twin is not None and twin.value is not None:
-        relation = words.beside_twin(value.value, twin.value)
+        relation = words.beside_twin(ratio, twin.value)
         lines.append(
             f"fresh twin {words.figure(twin.value)}" + (f", {relation}" if relation else "")
         )
+    elif ratio.kind == "no-twin":
+        reason = twin.reason if twin is not None and twin.reason else "not measured"
+        lines.append(html.escape(f"{words.RATIO_WORDS['no-twin']} ({reason})"))
     interval = words.ratio_range(layer.ratio_intervals.get(info.name))
-    if interval:
+    if interval and ratio.value is not None:
         lines.append(f"95 % interval of the ratio: {interval}")
-    if layer.uncertain(info.name):
+    if ratio.kind == "noise":
         lines.append("these images cannot tell it from a fresh one")
     return "<br>".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
@@ -140,16 +141,34 @@ def layers_scroll(layers: int) -> Iterator[None]:
         yield
 
 
+def file_name(path: str) -> str:
+    """Return the last part of a path: where an upload lies on the server says nothing to anyone."""
+    return Path(path).name
+
+
 def is_dark() -> bool:
     """Whether the page's ground is dark."""
     return st.context.theme.type == "dark"
+
+
+def login() -> None:
+    """Let nobody on who has not logged in, where the secrets name a provider (OIDC) for that.
+
+    The script ends here for others: no page, no list of work and no workspace is made.
+    """
+    if not store.asks_login() or st.user.get("is_logged_in"):
+        return
+    st.title("Limber")
+    st.markdown("Whoever runs this server asks you to log in.")
+    st.button("Log in", key="log_in", type="primary", on_click=st.login)
+    st.stop()
 
 
 def link(step: Step, label: str) -> None:
     """Link to a step of the work, keeping the workspace in the address."""
     st.page_link(
         f"views/{step}.py",
-        label=label,
+        label=words.escape(label),
         query_params={"w": store.current().id},
         icon=":material/arrow_forward:",
     )
@@ -158,7 +177,7 @@ def link(step: Step, label: str) -> None:
 def waits_for(step: Step, sentence: str) -> None:
     """Say what a step waits for, and link there."""
     with st.container(border=True):
-        st.markdown(sentence)
+        st.markdown(words.escape(sentence))
         link(step, f"Go to {TITLES[step]}")
 
 
@@ -170,6 +189,12 @@ def show_notice() -> None:
     kind, text = left
     show = {"error": st.error, "success": st.success}.get(kind, st.info)
     show(words.escape(text))
+
+
+def show_troubles() -> None:
+    """Say what keeps the whole program from its work: a full disk, another server."""
+    for text in store.troubles():
+        st.warning(words.escape(text), icon=":material/warning:")
 
 
 def sidebar() -> Callable[[], None]:
@@ -219,8 +244,8 @@ def _facts(place: DeltaGenerator) -> None:
 
 def _fact(label: str, text: str) -> None:
     with st.container(gap=None):
-        st.caption(label)
-        st.text(text)
+        st.caption(words.escape(label))
+        st.text(words.clean(text))
 
 
 @store.guarded
@@ -256,20 +281,21 @@ def _clear() -> None:
 
 
 def _running() -> None:
-    run = store.live_run()
+    runs = store.live_runs()
 
     @store.guarded
     def draw() -> None:
-        now = store.live_run()
-        if run is not None and (now is None or now.id != run.id):
+        now = store.live_runs()
+        if {run.id for run in runs} - {run.id for run in now}:
             st.rerun()
-        if now is None:
+        if not now:
             return
         st.caption("Running")
-        progress(now)
-        stop_button(now, key="stop_sidebar")
+        for place, run in enumerate(now):
+            progress(run)
+            stop_button(run, key=f"stop_sidebar_{place}" if place else "stop_sidebar")
 
-    st.fragment(draw, run_every=LIVE_EVERY_S if run is not None else None)()
+    st.fragment(draw, run_every=LIVE_EVERY_S if runs else None)()
 
 
 def progress(run: store.RunView) -> None:
@@ -325,9 +351,20 @@ def findings(found: Sequence[Finding], *, key: str, disabled: bool = False) -> N
             )
 
 
+def change_picks(**changes: object) -> None:
+    """Change layers or frozen layers, and say which gave way, as no layer is both."""
+    space = store.current()
+    way: words.GaveWay = "picked"
+    if "freeze" in changes:
+        way = "frozen" if space.picks.plan_file is None else "kept"
+    gave_way = space.change_picks(**changes)
+    if gave_way:
+        store.notice("info", words.gave_way(gave_way, way))
+
+
 @store.act
 def _pick_finding(layers: tuple[str, ...]) -> None:
-    store.current().change_picks(layers=layers, patterns=())
+    change_picks(layers=layers, patterns=())
     st.toast(f"{words.count(len(layers), 'layer')} picked")
 
 

@@ -200,7 +200,7 @@ def _preview(found: PlanPreview) -> None:
     st.dataframe(
         pd.DataFrame(
             {
-                "Layer": [row.layer for row in rows],
+                "Layer": [words.clean(row.layer) for row in rows],
                 "Touched": [row.selected for row in rows],
                 "Of": [row.parameters for row in rows],
                 "Relative change": _column([row.relative_change for row in rows]),

@@ -12,11 +12,16 @@ from core.records import (
     ArmDifference,
     DiagnosisHeader,
     Finding,
+    IntensityRange,
     MetricValue,
     ModelOutline,
     Preprocessing,
+    Ratio,
     ReinitPlan,
+    Remark,
 )
+from core.records.outline import stored_number
+from core.text import json_text, printable
 
 if TYPE_CHECKING:
     from core.judge import JudgeRule
@@ -24,7 +29,17 @@ if TYPE_CHECKING:
 
 NO_VALUE = "\N{EN DASH}"
 
+# What comes from names of files, classes, layers and plans goes through here or `escape`.
+clean = printable
+# JSON or Python for a block of code; line breaks stay.
+code = json_text
+# How addresses, mail addresses and Streamlit's icons begin, as they stand in escaped markdown.
+BEGINNINGS = re.compile(r"\\:(?=//|material|streamlit)|www(?=\.)|@", re.IGNORECASE)
+APART = "\u2060"
+
 NO_DOWNLOAD = "Ready, no download"
+
+OPENING = "Opening it in a process of its own, within limits"
 
 FAMILIES = {
     "gradient": "Gradients",
@@ -52,14 +67,33 @@ VIEWS: dict[Literal["value", "twin", "ratio"], str] = {
     "ratio": "Ratio to twin",
 }
 
-# In ratios, a share below this counts as this.
+# In the colours of ratios, a share below this counts as this.
 LEAST_SHARE = 0.01
 
 VIEW_HELP = (
     "**Value**: what was measured. **Fresh twin**: the same architecture with its own random "
     "initialisation, on the same images. **Ratio**: value over twin; 1 means no different from "
-    "a network that has learnt nothing yet. In ratios, shares below 1 % count as 1 %."
+    "a network that has learnt nothing yet. Colours of ratios take shares below 1 % for 1 %. A "
+    "dot: measured, but there is no ratio, mostly because the fresh twin's value is 0; the tooltip "
+    "says why."
 )
+
+# The mark of a cell whose twin is 0, in the heatmap's legend.
+NO_RATIO = "no ratio: the fresh twin is 0"
+NO_RATIO_MORE = "no ratio: the fresh twin is 0, has none, or differs in sign"
+
+NO_RATIO_HELP = (
+    "Figures that the layer has and whose ratio it lacks: the fresh twin's is 0. Zero-initialised "
+    "norms do that, which close a residual branch until training opens it."
+)
+
+RATIO_WORDS: dict[str, str] = {
+    "both-zero": "the same",
+    "twin-zero": "the fresh twin's value is 0: no ratio",
+    "signs": "the fresh twin's value has the other sign: no ratio",
+    "no-twin": "the fresh twin has no value: no ratio",
+    "missing": "",
+}
 
 FADE_HELP = (
     "Cells are faded where the 95 % interval of the ratio, from the spread between batches, "
@@ -180,9 +214,12 @@ LR_HELP = (
 
 def finding(found: Finding) -> str:
     """Return a finding with the first of its layers by name."""
-    more = f" and {len(found.layers) - 2} more" if len(found.layers) > 2 else ""
-    named = f" ({', '.join(found.layers[:2])}{more})" if found.layers else ""
-    return f"{found.sentence}{named}"
+    return f"{found.sentence}{_first_layers(found.layers)}"
+
+
+def _first_layers(layers: Sequence[str]) -> str:
+    more = f" and {len(layers) - 2} more" if len(layers) > 2 else ""
+    return f" ({', '.join(layers[:2])}{more})" if layers else ""
 
 
 def not_there(reason: str) -> str:
@@ -207,7 +244,10 @@ GLOB_HELP = (
     "convolution. Switch to regular expressions, or to types such as `Conv2d`."
 )
 
-FREEZE_HELP = "Frozen layers keep their values during fine-tuning. Resetting is separate from it."
+FREEZE_HELP = (
+    "Frozen layers keep their values during fine-tuning. A layer is reset or frozen, not both: it "
+    "would stay random."
+)
 
 BAND_NOTE = (
     "Lines are means over seeds, bands reach from the lowest to the highest seed; loss is "
@@ -235,9 +275,13 @@ PAGE_WAYS = {
     "make the plan with --data or --diagnosis, which stores its factors": "take it with a rule",
     "give the file with --checkpoint": "give the file under Your checkpoint",
     "use --weights none": "switch on Random weights",
+    "give more with --memory-mb": "start Limber with a higher LIMBER_INSPECT_MB",
+    "If it is sound, give more with --seconds": "Give a smaller file, or a path to part of it",
     "Use --device auto or cpu": "Take auto or cpu as the device",
     "with python -m core list models": "in the search field",
     "See python -m core list models": "See the search field",
+    "Then start again, or choose another place with --out.": "Then start again.",
+    " Choose another place with --out.": "",
 }
 
 SYNTAXES = {"glob": "Names with *", "regex": "Regular expression", "type": "Layer type"}
@@ -252,9 +296,14 @@ def sentence(error: LimberError) -> str:
 
 
 def escape(text: str) -> str:
-    """Return the text so that markdown shows it as it is: no links, no images, no emphasis."""
-    escaped = re.sub(r"([\\`*_{}\[\]()<>#+!|~$:^=-])", r"\\\1", text)
-    return re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", escaped.replace("\n", " "))
+    """Return the text so that markdown shows it as it is: no links, no images, no emphasis.
+
+    Addresses and icons are made out of text once markdown is through with it, where no backslash
+    helps. So the letters that begin one are held apart by one that takes no room.
+    """
+    escaped = re.sub(r"([\\`*_{}\[\]()<>#+!|~$:^=&-])", r"\\\1", clean(text.replace("\n", " ")))
+    escaped = re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", escaped)
+    return BEGINNINGS.sub(lambda found: f"{found[0]}{APART}", escaped)
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:
@@ -324,18 +373,58 @@ def metric_help(info: MetricInfo) -> str:
     return "\n\n".join(parts)
 
 
-def beside_twin(value: float | None, twin: float | None) -> str:
-    """Return how a value stands to its twin's, in words."""
-    if value is None or twin is None:
-        return ""
-    if twin == 0 or value == 0 or (value < 0) != (twin < 0):
-        return "same" if value == twin else ""
-    ratio = value / twin
-    if 0.95 <= ratio <= 1.05:
+def beside_twin(ratio: Ratio, twin: float | None) -> str:
+    """Return how a value stands to its twin's, in words; nothing where there is no value.
+
+    Args:
+        ratio: As `LayerReport.ratio` has it.
+        twin: The twin's figure, which may be too small to count beside the value without being 0.
+    """
+    if ratio.value is None:
+        found = RATIO_WORDS[ratio.kind]
+        return found.replace("is 0", "is 0 to rounding") if twin else found
+    if 0.95 <= ratio.value <= 1.05:
         return "about the same"
-    larger = max(ratio, 1 / ratio)
+    if ratio.value == 0:
+        return ""
+    larger = max(ratio.value, 1 / ratio.value)
     factor = f"{larger:.2g}" if larger < 100 else "over 100"
-    return f"{factor} times" if ratio >= 1 else f"{factor} times less"
+    return f"{factor} times" if ratio.value >= 1 else f"{factor} times less"
+
+
+def dots(view: str) -> str:
+    """Return what a dot in a heatmap says, in the view that has them."""
+    said = "Dot: measured, but no ratio, mostly because the fresh twin's value is 0. "
+    return said if view == "ratio" else ""
+
+
+def remark(found: Remark) -> str:
+    """Return a remark with the first of its layers by name."""
+    return f"{found.sentence}{_first_layers(found.layers)}"
+
+
+GaveWay = Literal["picked", "frozen", "kept"]
+
+
+def gave_way(layers: Sequence[str], way: GaveWay) -> str:
+    """Return what became of layers that were to be both reset and frozen."""
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    one = len(layers) == 1
+    said = {
+        "picked": "is reset now and no longer frozen"
+        if one
+        else "are reset now and no longer frozen",
+        "frozen": "is frozen now and no longer reset"
+        if one
+        else "are frozen now and no longer reset",
+        "kept": "stays unfrozen, because the plan writes into it"
+        if one
+        else "stay unfrozen, because the plan writes into them",
+    }[way]
+    return (
+        f"{', '.join(layers[:3])}{more} {said}: a layer that is reset and never trains would stay "
+        "random."
+    )
 
 
 def plan_line(layers: int, touched: int, total: int, scheme: str) -> str:
@@ -365,6 +454,14 @@ def preprocessing_sentence(preprocessing: Preprocessing) -> str:
         f"The shorter side is resized to {size} pixels ({preprocessing.interpolation}), the "
         f"centre is cropped to {size} by {size}. Values go to 0 to 1, then the mean ({mean}) is "
         f"taken off and they are divided by the deviation ({std}), channel by channel."
+    )
+
+
+def intensities_alt(found: IntensityRange) -> str:
+    """Return what the chart of a set's intensities shows."""
+    return (
+        f"Bar chart of pixels over stored intensity, with {stored_number(found.low)} marked as "
+        f"black and {stored_number(found.high)} as white"
     )
 
 
@@ -458,6 +555,12 @@ def plan_words(plan: ReinitPlan, title: str, touched: int, total: int) -> str:
         )
     if plan.freeze:
         lines.append(f"Keep {count(len(plan.freeze), 'layer')} frozen while training.")
+    if plan.untrained:
+        lines.append(
+            f"{count(len(plan.untrained), 'layer')} ({plan.untrained[0]} first) "
+            f"{'is' if len(plan.untrained) == 1 else 'are'} reset and yet not trained, and will "
+            "stay as the reset leaves them."
+        )
     return " ".join(lines)
 
 
@@ -497,6 +600,9 @@ def progress_line(
 ) -> str:
     """Return what a live run does now, with the time left where it is known."""
     if state == "queued":
+        if phase:
+            # What the machine has no room for at the moment.
+            return phase
         return (
             f"Waiting for {count(queue_place, 'run')} before this one"
             if queue_place

@@ -24,6 +24,10 @@ CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mypy", ("-m", "mypy")),
 )
 
+# A process a core, four at most: each holds torch and a network or two. The tests of a file stay
+# together, because they share what their fixtures made.
+IN_PARALLEL = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+
 
 def main(arguments: list[str]) -> int:
     """Run the checks and then pytest; return 0 only when all of them passed."""
@@ -50,7 +54,7 @@ def main(arguments: list[str]) -> int:
     print("\n== Before the tests ==")
     for title, good in passed.items():
         print(f"{'passed' if good else 'FAILED'}  {title}")
-    passed["pytest"] = _run("pytest", ("-m", "pytest", *for_pytest), timed=False)
+    passed["pytest"] = _run("pytest", ("-m", "pytest", *IN_PARALLEL, *for_pytest), timed=False)
     return 0 if all(passed.values()) else 1
 
 

@@ -153,7 +153,11 @@ class ServedApp:
 
 @contextmanager
 def serve_app(
-    home: Path, *, port: int | None = None, env: Mapping[str, str] | None = None
+    home: Path,
+    *,
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
+    address: str = "127.0.0.1",
 ) -> Iterator[ServedApp]:
     """Run the dashboard, yield it once it answers, and end it with all its workers.
 
@@ -161,18 +165,21 @@ def serve_app(
         home: Empty folder of this server alone, given to it as LIMBER_HOME.
         port: On 127.0.0.1; a free one when None.
         env: Environment variables on top of the present ones.
+        address: What it listens on; the browser asks 127.0.0.1 in any case.
 
     Raises:
         RuntimeError: The server ended or did not answer in time; the message holds its log.
     """
-    port = _free_port() if port is None else port
+    port = free_port() if port is None else port
     home.mkdir(parents=True, exist_ok=True)
     log_path = home.with_name(f"{home.name}-server.log")
     with log_path.open("wb") as log:
         server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "streamlit", "run", "dashboard/app.py"),
-                *("--server.address", "127.0.0.1", "--server.port", str(port)),
+                *("--server.address", address, "--server.port", str(port)),
+                # Else Streamlit asks the network what it is called there, to print it.
+                *("--browser.serverAddress", "127.0.0.1"),
             ],
             cwd=ROOT,
             env={**os.environ, **(env or {}), "LIMBER_HOME": str(home), "PYTHONUNBUFFERED": "1"},
@@ -207,7 +214,8 @@ def _try(*command: str) -> None:
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -426,7 +426,7 @@ def reset_file(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ReinitPlan, Path]:
     """A plan for an embedded model and the weights it makes."""
-    plan = embedded_plan(request.param, freeze=("conv_stem",) if "eff" in request.param else ())
+    plan = embedded_plan(request.param, freeze=("conv_head",) if "eff" in request.param else ())
     out = tmp_path_factory.mktemp("reset") / "reinit.safetensors"
     reset_weights(plan, out)
     return plan, out

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests import journey
-from tests.browser import ServedApp, open_page, serve_app
+from tests.browser import ROOT, ServedApp, open_page, serve_app
 
 pytestmark = pytest.mark.browser
 
@@ -222,6 +222,49 @@ def test_stop_ends_a_fine_tune_at_once_and_keeps_what_was_done(app: ServedApp) -
         assert time.monotonic() - begun < 15
         # The chart is drawn anew once the run has ended.
         _wait_for_points(page)
+
+
+@pytest.mark.timeout(600)
+def test_beyond_loopback_a_token_opens_the_page_and_stays_out_of_the_address(
+    tmp_path: Path,
+) -> None:
+    token = "a-token-for-this-test"
+    served = serve_app(
+        tmp_path / "home", env={**NO_NETWORK, "LIMBER_TOKEN": token}, address="0.0.0.0"
+    )
+    errors: list[str] = []
+    with served as app, open_page(app.url, errors=errors) as page:
+        expect(page.get_by_label("Token")).to_be_visible()
+        assert "EfficientNet" not in page.content()
+        page.get_by_label("Token").fill("not-the-token")
+        page.get_by_role("button", name="Open").click()
+        expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+
+        page.goto(f"{app.url}/?token={token}")
+
+        sidebar = page.locator("[data-testid=stSidebar]")
+        expect(sidebar).to_contain_text("EfficientNet-Lite0", timeout=journey.PATIENCE_MS)
+        journey.settled(page)
+        assert token not in page.url
+        assert token not in str(page.evaluate("() => performance.getEntries().map(e => e.name)"))
+        page.get_by_role("radio", name="Upload").click()
+        journey.settled(page)
+        archive = ROOT / "assets" / "data" / "pneumonia.zip"
+        page.locator("input[type=file]").first.set_input_files(archive)
+        expect(page.get_by_role("button", name="Use these images")).to_be_enabled()
+        page.get_by_role("radio", name="Folder, zip").click()
+        journey.settled(page)
+        for path in ("/etc", "/etc/passwd", "/nothing"):
+            journey.fill(page, "Path on this machine", path)
+            page.get_by_role("button", name="Use these images").click()
+            expect(page.get_by_test_id("stAlert")).to_contain_text(
+                f'"{path}" is outside the folders that this server reads.'
+            )
+        assert token not in app.log()
+        assert "Traceback" not in app.log(), app.log()
+    # The form comes with 403, which a browser notes; nothing else may go wrong, such as a file
+    # that the content policy keeps out.
+    assert [error for error in errors if "403" not in error] == []
 
 
 @pytest.mark.timeout(600)

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from core import plan_schema
 from core.cli import main
@@ -80,6 +82,40 @@ LISTED: dict[str, tuple[set[str], str]] = {
     "rules": ({"name", "title", "description", "source"}, "by-hand"),
     "schemes": ({"name", "title", "description", "parameters", "source"}, "architecture"),
 }
+
+
+def test_measuring_and_fine_tuning_say_what_the_images_are_like(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for split, names in (("train", "abc"), ("val", "abd")):
+        for place, name in enumerate(names):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for number in range(3):
+                values = np.arange(900, dtype=np.uint16).reshape(30, 30) * 4 + place + number
+                Image.fromarray(values).save(tmp_path / "set" / split / name / f"{number}.png")
+    (tmp_path / "set" / "train" / "a" / "gone.png").symlink_to("nowhere")
+    data = ("--data", tmp_path / "set", "--image-size", "32", "--device", "cpu")
+    small = ("--train-images", "6", "--val-images", "6", "--batch-size", "3", "--steps", "1")
+
+    measured = command("measure", *TINY, *data, "--samples", "4", "--out", tmp_path / "d.json")
+    tuned = command("finetune", *TINY, *data, *small, "--seeds", "0", "--out", tmp_path / "run")
+
+    told = (
+        '1 class has validation images and no training image: "d" (3).',
+        '1 class has training images and no validation image: "c" (3).',
+        "18 16-bit images: intensities 0 to 4,095",
+        "Left out of the folder: links that lead nowhere or in a circle (1).",
+    )
+    assert (measured[0], tuned[0]) == (0, 0)
+    header = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["header"]
+    record = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["record"]
+    for each in told:
+        assert each in measured[1]
+        assert each in tuned[1]
+        assert any(each in note for note in header["notes"])
+    assert all(any(each in caveat for caveat in record["caveats"]) for each in told[:2])
+    assert header["intensities"] == record["intensities"]
+    assert (header["intensities"][0]["low"], header["intensities"][0]["high"]) == (0, 4_095)
 
 
 @pytest.mark.parametrize("what", sorted(LISTED))
@@ -397,16 +433,16 @@ def test_a_measurement_is_written_with_its_companion(
     assert max(shares) == 1.0
 
 
-def test_a_network_that_is_not_finite_has_reasons_for_figures_and_says_so(
+def test_a_network_that_overflows_has_reasons_for_figures_and_says_so(
     command: Callable[..., Answer], tmp_path: Path
 ) -> None:
     spec = resolve_model("timm:test_efficientnet", weights="none")
     state = build_module(spec, classes=8, seed=0).state_dict()
-    state["blocks.2.0.conv_pwl.weight"][0, 0] = torch.inf
+    state["blocks.2.0.conv_pwl.weight"][0, 0] = 3e38
     checkpoint, out = tmp_path / "odd.pt", tmp_path / "diagnosis.json"
     torch.save(state, checkpoint)
 
-    code, _, err = command(
+    code, said, err = command(
         *("measure", "--model", "timm:test_efficientnet", "--checkpoint", checkpoint),
         *("--data", "bloodmnist", "--samples", 12, "--batch-size", 6, "--image-size", 32),
         *("--device", "cpu", "--transfer", "--out", out),
@@ -414,7 +450,13 @@ def test_a_network_that_is_not_finite_has_reasons_for_figures_and_says_so(
 
     text = out.read_text(encoding="utf-8")
     diagnosis = json.loads(text)
+    ruled = command(
+        *("plan", "--rule", "redo", "--diagnosis", out, "--out", tmp_path / "plan.json")
+    )
     assert (code, err) == (0, "")
+    assert "warning: The network's loss on these images is not a finite number" in said
+    assert ruled[0] == 2
+    assert "looks at figures of the network, whose loss on these images is not a" in ruled[2]
     assert any(
         "loss on these images is not a finite number" in note
         for note in diagnosis["header"]["notes"]
@@ -436,14 +478,20 @@ def test_a_diagnosis_is_judged_by_another_preset_and_other_thresholds(
     )
 
     diagnosis = json.loads(out.read_text(encoding="utf-8"))
-    code, said, _ = command(
-        "judge", out, "--preset", "fastai", "--threshold", "near-zero-outputs=0", "--json"
+    code, said, beside = command("judge", out, "--json")
+    inflated = command(
+        *("judge", out, "--preset", "limber", "--threshold", "inflated-weights=0.01", "--json")
     )
     silent = command("judge", out, "--preset", "fastai", "--threshold", "near-zero-outputs=1")
 
     assert (diagnosis["preset"], diagnosis["thresholds"]) == ("fastai", {"near-zero-outputs": 0})
     assert code == 0
-    assert diagnosis["findings"] == json.loads(said) != []
+    # The network is random like its twin, and what both show is said apart.
+    assert diagnosis["findings"] == json.loads(said) == []
+    (remark,) = diagnosis["remarks"]
+    assert remark["sentence"].startswith("As in the fresh twin (")
+    assert beside == f"{remark['sentence']}\n"
+    assert "inflated-weights" in {finding["rule"] for finding in json.loads(inflated[1])}
     assert silent == (0, 'Nothing stands out by the rules of "fastai".\n', "")
 
 

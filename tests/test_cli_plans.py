@@ -53,6 +53,7 @@ def test_from_a_diagnosis_to_an_export_and_back(run: Run, tmp_path: Path) -> Non
     )
     assert code == 0
     assert " units in " in said
+    assert "Left out conv_stem: frozen, or at a learning rate of 0." in said
     content = json.loads(plan.read_text(encoding="utf-8"))
     assert content["freeze"] == ["conv_stem"]
     assert {row["factor"] for row in content["learning_rates"]} == {0.5}
@@ -70,7 +71,8 @@ def test_from_a_diagnosis_to_an_export_and_back(run: Run, tmp_path: Path) -> Non
 
     nothing = tmp_path / "nothing.json"
     run(
-        *("plan", *LITE, "--layers", "conv_stem", "--scheme", "shrink-perturb", "--set"),
+        # A layer without -0, which adding 0 would turn into 0.
+        *("plan", *LITE, "--layers", "blocks.2.0.bn1", "--scheme", "shrink-perturb", "--set"),
         *("shrink=1", "--set", "perturb=0", "--out", nothing),
     )
     run("apply", nothing, "--out", tmp_path / "before.safetensors")

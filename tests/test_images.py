@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import struct
 import time
 import zipfile
@@ -23,6 +24,7 @@ from core.load import (
     ImageSet,
     class_counts,
     decode,
+    folders,
     list_datasets,
     open_images,
     outline_data,
@@ -30,8 +32,10 @@ from core.load import (
     sample_images,
 )
 from core.load.images import choose_items, embedded_sets, to_input
-from core.load.sources import MAX_PIXELS, Item, read_image
+from core.load.pictures import MAX_PIXELS, read_image
+from core.load.sources import Item
 from core.records import DataOutline, Preprocessing
+from tests.damaged import valid_images
 
 PREPROCESSING = Preprocessing(
     image_size=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -228,12 +232,15 @@ def test_every_image_format_is_read(keep: Keep, tmp_path: Path) -> None:
     assert images.outline.images == 2 * len(kinds)
 
 
-def test_a_grey_or_transparent_image_becomes_colour(tmp_path: Path) -> None:
-    for mode in ("L", "RGBA", "P", "1", "I;16", "CMYK"):
-        buffer = io.BytesIO()
-        Image.new(mode, (4, 4)).save(buffer, "TIFF")
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "LA"])
+def test_a_grey_or_transparent_image_becomes_colour(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, "TIFF")
 
-        assert read_image(buffer.getvalue(), mode).mode == "RGB"
+    found = read_image(buffer.getvalue(), mode)
+
+    assert isinstance(found, Image.Image)
+    assert found.mode == "RGB"
 
 
 # Fingerprints
@@ -299,6 +306,205 @@ def test_a_zip_that_is_replaced_is_read_again(tmp_path: Path) -> None:
     assert outline(name).fingerprint != before.fingerprint
 
 
+# Training and validation of different classes
+
+
+def parts(train: Mapping[str, int], val: Mapping[str, int]) -> dict[str, bytes]:
+    return {
+        f"{split}/{name}/{i}.png": picture(i)
+        for split, counts in (("train", train), ("val", val))
+        for name, count in counts.items()
+        for i in range(count)
+    }
+
+
+@given(
+    train=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 3), min_size=1, max_size=8),
+    val=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 3), min_size=1, max_size=8),
+)
+def test_classes_that_one_part_lacks_are_named_or_the_set_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, train: dict[str, int], val: dict[str, int]
+) -> None:
+    name = archive(tmp_path_factory.mktemp("set") / "set.zip", parts(train, val))
+    untested, unlearnt = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+
+    try:
+        found = outline(name)
+    except DataError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+
+    few, none_shared = len(set(train) | set(val)) < 2, not set(train) & set(val)
+    assert bool(refusal) == (few or none_shared or len(train) < 2)
+    if refusal:
+        # At most five classes are named on each side.
+        named = (*untested[:5], *unlearnt[:5]) if none_shared and not few else ()
+        assert all(f'"{each}"' in refusal for each in named)
+        return
+    told = " ".join(found.caveats)
+    assert bool(untested) == ("training images and no validation image" in told)
+    assert bool(unlearnt) == ("validation images and no training image" in told)
+    for names, counts in ((untested, train), (unlearnt, val)):
+        for each in names[:5]:
+            assert f'"{each}" ({counts[each]})' in told
+    assert len(found.caveats) == bool(untested) + bool(unlearnt)
+
+
+def test_class_folders_spelled_in_two_ways_share_no_class(keep: Keep, tmp_path: Path) -> None:
+    name = keep(tmp_path, parts({"cat": 2, "dog": 2}, {"Cat": 2, "Dog": 2}))
+
+    with pytest.raises(
+        DataError,
+        match=r'share no class: "cat", "dog" have training images, "Cat", "Dog" validation images',
+    ):
+        outline(name)
+
+
+def test_one_training_class_is_too_few_whatever_validation_has(keep: Keep, tmp_path: Path) -> None:
+    name = keep(tmp_path, parts({"a": 3}, {"a": 2, "b": 2}))
+
+    with pytest.raises(DataError, match=r'Training images are there for "a" alone'):
+        outline(name)
+
+
+def test_a_class_of_one_image_has_none_for_validation_and_it_is_said(
+    keep: Keep, tmp_path: Path
+) -> None:
+    found = outline(keep(tmp_path, {**tree("a", "b"), "c/0.png": picture()}))
+
+    assert found.caveats == (
+        '1 class has training images and no validation image: "c" (1). Accuracy says nothing of '
+        "it.",
+    )
+
+
+def test_numbers_of_classes_that_no_array_holds_are_said(tmp_path: Path) -> None:
+    name = arrays(tmp_path / "set.npz", train_labels=labels(6) * 3, val_labels=labels(4) * 3)
+
+    found = outline(name)
+
+    assert found.caveats == ("2 classes have no image at all, only a place in the head.",)
+
+
+# What is no file in a folder
+
+
+def looped(root: Path) -> None:
+    (root / "train" / "a" / "loop.png").symlink_to("loop.png")
+
+
+def dangling(root: Path) -> None:
+    (root / "train" / "a" / "gone.png").symlink_to(root / "nowhere.png")
+    (root / "train" / "b" / "gone").symlink_to("nowhere")
+
+
+def back(root: Path) -> None:
+    (root / "train" / "a" / "up").symlink_to(root)
+    (root / "train" / "a" / "here").symlink_to(".")
+
+
+def unusual(root: Path) -> None:
+    os.mkfifo(root / "train" / "a" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(root / "train" / "a")  # a socket's path is short
+        try:
+            listener.bind("socket.png")
+        finally:
+            os.chdir(here)
+    (root / "train" / "b" / "null.png").symlink_to(os.devnull)
+
+
+def closed(root: Path) -> None:
+    # A regular file whose first byte cannot be read, also by root.
+    (root / "train" / "b" / "closed.png").symlink_to("/proc/self/mem")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (looped, "links that lead nowhere or in a circle (1)"),
+        (dangling, "links that lead nowhere or in a circle (2)"),
+        (back, "links back to a folder above them (2)"),
+        (unusual, "pipes, sockets or devices (3)"),
+        (closed, "files or folders that cannot be read (1)"),
+    ],
+)
+def test_what_is_no_readable_file_is_left_out_and_counted(
+    tmp_path: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    root = tmp_path / "set"
+    name = folder(root, parts({"a": 3, "b": 3}, {"a": 2, "b": 2}))
+    spoil(root)
+
+    images = read_all(name)
+
+    assert images.outline.counts == {"train": (3, 3), "val": (2, 2)}
+    assert images.outline.notes == (f"Left out of the folder: {says}.",)
+    assert outline(name) is images.outline
+
+
+def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").symlink_to("nowhere.png")
+
+    with pytest.raises(DataError, match=r"holds no images.*Left out of the folder: links that"):
+        outline(str(tmp_path))
+
+
+def test_class_folders_that_are_links_are_followed(tmp_path: Path) -> None:
+    folder(tmp_path / "pool", tree("a", "b"))
+    (tmp_path / "set").mkdir()
+    for name in "ab":
+        (tmp_path / "set" / name).symlink_to(tmp_path / "pool" / name)
+
+    found = outline(str(tmp_path / "set"))
+
+    assert (found.classes, found.images, found.caveats) == (("a", "b"), 10, ())
+
+
+def test_folders_that_link_to_each_other_come_to_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path, tree(*"abcdefgh"))
+    for one in "abcdefgh":
+        for other in "abcdefgh":
+            (tmp_path / one / f"to-{other}").symlink_to(tmp_path / other)
+    monkeypatch.setattr(folders, "MAX_ENTRIES", 5_000)
+
+    with pytest.raises(DataError, match=r"hold more than 5,000 files\. Choose a folder that holds"):
+        outline(str(tmp_path))
+
+
+@pytest.mark.parametrize("odd", ["caf\udce9", "bell\x07", "esc\x1b[31m", "line\nbreak"])
+def test_names_that_are_no_text_are_spelled_out(tmp_path: Path, odd: str) -> None:
+    name = folder(tmp_path / "set", {**tree("a"), **tree(odd)})
+
+    found = read_all(name)
+
+    # What steers a terminal stays in the name and is spelt out where it is shown.
+    shown = odd.encode("utf-8", "backslashreplace").decode()
+    assert found.outline.classes == ("a", shown)
+    assert found.outline.model_dump_json()
+    assert any(item.name.startswith(shown) for item in found.splits["train"])
+
+
+def test_what_a_set_holds_beside_plain_pixels_is_counted(keep: Keep, tmp_path: Path) -> None:
+    valid = valid_images()
+    more = {"a/t.png": "PNG RGBA", "a/e.jpg": "JPEG RGB", "b/g.gif": "GIF animated"}
+    files = tree("a", "b") | {name: valid[kind] for name, kind in more.items()}
+
+    found = outline(keep(tmp_path, files))
+
+    assert set(found.notes[1:]) == {
+        "1 file of several pages or frames: the first of each is read.",
+        "1 file with transparency: it is left out, the colours below it stay.",
+        "1 file whose EXIF data ask for a rotation: they are read as they are stored.",
+    }
+
+
 # Refusals: folders and zip files
 
 
@@ -333,22 +539,6 @@ def test_an_image_that_cannot_be_read_is_named(keep: Keep, tmp_path: Path, conte
 
     with pytest.raises(DataError, match=r'Image "a/broken\.png" cannot be read: it is damaged'):
         read_all(name)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@given(st.data())
-def test_a_damaged_image_is_refused_or_read_and_never_an_error_of_ours(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(["PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM"]))
-    content = bytearray(picture(kind=kind, size=(24, 24)))
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-
-    try:
-        outcome = read_image(bytes(content), "damaged").mode
-    except DataError as error:
-        outcome = str(error)
-
-    assert outcome == "RGB" or outcome.startswith('Image "damaged"')
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import Tensor
 
 from core.activations import (
@@ -20,6 +21,7 @@ from core.activations import (
     saturated_intervals,
 )
 from core.kernels import Intervals, Limits, Want, unit_sums
+from core.load.models import ASSETS
 from core.measure.shard import RowSample, SiteSums
 from core.reductions import (
     FEWEST_EIGENVALUES,
@@ -510,6 +512,64 @@ def test_a_power_law_does_not_depend_on_scale_or_order(scale: float, seed: int) 
     found = power_law_alpha(values.flip(0) * scale)
 
     assert found == pytest.approx(power_law_alpha(values), rel=1e-6)
+
+
+def closest_tail(values: Tensor, *, shortest: int, both_edges: bool = True) -> float:
+    """The exponent of the tail of so many values or more that lies closest to its law."""
+    rising = sorted(values.tolist())
+    best = (math.inf, math.nan)
+    for start in range(len(rising) - shortest + 1):
+        tail = torch.tensor(rising[start:], dtype=torch.float64)
+        logs = (tail / tail[0]).log()
+        alpha = 1 + len(tail) / float(logs.sum())
+        law, lower = 1 - (-(alpha - 1) * logs).exp(), torch.arange(len(tail)) / len(tail)
+        gaps = [law - lower, law - lower - 1 / len(tail)]
+        distance = max(float(gap.abs().max()) for gap in gaps[: 2 if both_edges else 1])
+        best = min(best, (distance, alpha))
+    return best[1]
+
+
+@pytest.mark.parametrize("count", [20, 40, 99, 100, 120, 200, 384])
+@pytest.mark.parametrize("slope", [1.5, 3.0, 8.0])
+def test_the_tail_of_a_power_law_is_a_tenth_of_the_values_and_ten_at_least(
+    count: int, slope: float
+) -> None:
+    """A few values that follow a law, and below them a crowd that spoils every longer tail."""
+    floor = max(10, count // 10)
+    few = floor - 2
+    law = -(1 - (torch.arange(few, dtype=torch.float64) + 0.5) / few).log() / (slope - 1)
+    crowd = torch.linspace(-1e-3, 0, count - few, dtype=torch.float64)
+    values = torch.cat([crowd, law]).exp()
+
+    found = power_law_alpha(values)
+
+    assert found == pytest.approx(closest_tail(values, shortest=floor), rel=1e-9)
+    # Another floor gives another exponent, or this would show nothing.
+    for other in (floor - 1, floor + 1, max(10, count // 8), max(10, count // 12)):
+        if other != floor:
+            assert abs(closest_tail(values, shortest=other) - found) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("layer", "theirs"),
+    [
+        # What WeightWatcher 0.7.7 gives for layers of the embedded ViT.
+        ("blocks.5.attn.proj", 12.945302746387073),
+        ("blocks.3.attn.qkv", 4.803545795520561),
+        ("blocks.10.mlp.fc2", 6.178256059430337),
+        ("blocks.0.mlp.fc1", 4.028236079430525),
+    ],
+)
+def test_without_the_two_named_differences_the_exponent_is_weightwatchers(
+    layer: str, theirs: float
+) -> None:
+    with safe_open(ASSETS / "weights" / "vit_small_patch14_dinov2.fp16.safetensors", "pt") as file:
+        eigenvalues = singular_values(file.get_tensor(f"{layer}.weight")) ** 2
+
+    assert closest_tail(eigenvalues, shortest=2, both_edges=False) == pytest.approx(theirs)
+    ours = closest_tail(eigenvalues, shortest=len(eigenvalues) // 10)
+    assert power_law_alpha(eigenvalues) == pytest.approx(ours, rel=1e-9)
+    assert abs(ours - theirs) > 0.05
 
 
 @pytest.mark.parametrize(

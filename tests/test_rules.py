@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.apply import apply_plan, entry_flags
-from core.connections import connections_of
+from core.connections import connections_of, readings_of
 from core.errors import PlanError
 from core.hooks import batch_statistics
 from core.initialisers import SCHEMES
@@ -38,13 +38,14 @@ from core.pipeline import diagnose, edited_model, read_units, write_diagnosis
 from core.plan import RULES, list_rules, planned_size, read_plan
 from core.planfile import arrays_of, plan_json
 from core.planning import Sight, Wish, plan_by_rule, random_twin
-from core.records import ReinitPlan, ReinitReceipt, SchemeChoice
+from core.records import MetricValue, ReinitPlan, ReinitReceipt, SchemeChoice
 from core.records.outline import is_bias
 from core.seeding import generator
 from core.utility import (
     entries_below_mean,
     fraction_lowest,
     lowest_entries,
+    rounding_alone,
     summed_gradients,
     unit_figures,
 )
@@ -209,16 +210,6 @@ def by_autograd(bench: Bench) -> dict[str, Tensor]:
     return total
 
 
-def as_planned(bench: Bench, decay: float | None = None) -> dict[str, Tensor]:
-    """Return the gradients as a plan's pass takes them, in channels-last order."""
-    layout = torch.channels_last
-    bench.module.to(memory_format=layout)  # type: ignore[call-overload]
-    batches = [(x.contiguous(memory_format=layout), y) for x, y in bench.batches]
-    found = summed_gradients(bench.module, batches, decay=decay)
-    bench.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return found
-
-
 def test_gradients_are_those_of_plain_autograd(bench: Bench) -> None:
     found, truth = summed_gradients(bench.module, bench.batches), by_autograd(bench)
 
@@ -232,7 +223,8 @@ def test_gradients_are_those_of_plain_autograd(bench: Bench) -> None:
 @pytest.mark.parametrize("rule", ["weight-magnitude", "weight-gradient"])
 def test_the_seed_papers_rules_take_the_lowest_of_every_tensor(bench: Bench, rule: str) -> None:
     percent = float(OPTIONS[rule]["percent"])
-    reached = as_planned(bench)
+    reached = summed_gradients(bench.module, bench.batches)
+    rounding = rounding_alone(bench.module, *bench.batches[0])
 
     found = selection(bench, bench.resolved(rule))
 
@@ -241,7 +233,8 @@ def test_the_seed_papers_rules_take_the_lowest_of_every_tensor(bench: Bench, rul
         old = bench.state[name]
         bias = is_bias(name) and old.ndim == 1
         utility = old.abs() if rule == "weight-magnitude" else (old * reached[name]).abs()
-        if (old.ndim > 1 or bias) and int(percent / 100 * old.numel()):
+        left_out = rule == "weight-gradient" and name in rounding
+        if (old.ndim > 1 or bias) and int(percent / 100 * old.numel()) and not left_out:
             expected[name] = ("zero" if bias else "scheme", utility)
     assert found.keys() == expected.keys()
     for name, (write, utility) in expected.items():
@@ -312,6 +305,47 @@ def test_a_threshold_on_layers_takes_those_beyond_it(bench: Bench) -> None:
     assert (
         plan.evidence.diagnosis_sha256 == hashlib.sha256(bench.diagnosis.read_bytes()).hexdigest()
     )
+
+
+@pytest.mark.parametrize("metric", ["weight_l2", "unit_weight_l2"])
+def test_a_threshold_on_the_ratio_leaves_out_a_twin_of_0_and_says_so(
+    bench: Bench, metric: str, tmp_path: Path
+) -> None:
+    from core.pipeline import read_diagnosis, read_units
+
+    found, units = read_diagnosis(bench.diagnosis), read_units(bench.diagnosis)
+    first = next(
+        name for name, arrays in units.items() if "unit_weight_l2" in arrays and found.layer(name)
+    )
+    whole = metric == "weight_l2"
+    layers = [
+        layer.model_copy(
+            update={
+                "twin_metrics": layer.twin_metrics
+                | {"weight_l2": MetricValue(value=1e-30 if layer.name == first else 1e-3, n=1)}
+            }
+        )
+        for layer in found.layers
+    ]
+    arrays = {}
+    for name, figures in units.items():
+        for key, (own, twin) in figures.items():
+            arrays[f"{name}/{key}"] = own
+            changed = np.full_like(own, 1e-30 if name == first else 1e-3)
+            arrays[f"twin/{name}/{key}"] = changed if key == metric else twin
+    path = tmp_path / "diagnosis.json"
+    write_diagnosis(found.model_copy(update={"layers": tuple(layers)}), arrays, path)
+    options: dict[str, float | str | None] = {"metric": metric, "threshold": 0.5, "of": "ratio"}
+
+    plan = plan_by_rule(bench.spec, "threshold", options, sight=Sight(diagnosis=path))
+
+    reset = {target.layer for target in plan.targets if whole or target.units}
+    assert first not in reset
+    assert reset
+    # A unit that is 0 itself lies on this side of any limit, whatever its twin is.
+    count = "1" if whole else f"{np.count_nonzero(units[first][metric][0])} units"
+    note = f"Left out {count} without a ratio: the fresh twin's {metric} is 0 there."
+    assert note in plan.evidence.note
 
 
 def test_the_last_blocks_are_a_tail_without_the_head(bench: Bench) -> None:
@@ -525,29 +559,37 @@ def test_a_unit_that_is_cut_is_as_if_its_activation_were_zero() -> None:
 # The arithmetic by hand
 
 
-def test_contribution_is_mean_outgoing_weight_times_mean_activation() -> None:
+def read_by_hand() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Return a net whose hidden units have the means 1, 10 and 4, and its images."""
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 5.0], [2.0, 1.0]]))
+        net[0].bias.zero_()
         net[2].weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [3.0, 4.0, 0.5]]))
-    wires = connections_of(Flat(net), torch.rand(1, 2, 1, 1))
+    labels = torch.zeros(1, dtype=torch.long)
+    pixels = [[2.0, 1.0], [0.0, 3.0]]
+    return Flat(net), [(torch.tensor(each).reshape(1, 2, 1, 1), labels) for each in pixels]
 
-    found = wires.contributions({"net.0": np.array([1.0, 10.0, 4.0])}, Flat(net).state_dict())
+
+def test_contribution_is_mean_outgoing_weight_times_mean_activation() -> None:
+    net, batches = read_by_hand()
+    wires = connections_of(net, batches[0][0])
+
+    found = wires.contributions(readings_of(net, wires, batches), net.state_dict())
 
     values = [found[bundle] for bundle in wires.bundles["net.0"]]
     assert values == pytest.approx([2.0 * 1.0, 3.0 * 10.0, 0.25 * 4.0])
 
 
 def test_the_reader_takes_over_a_removed_units_mean() -> None:
-    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-    with torch.no_grad():
-        net[2].weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [3.0, 4.0, 0.5]]))
-    wires = connections_of(Flat(net), torch.rand(1, 2, 1, 1))
+    net, batches = read_by_hand()
+    wires = connections_of(net, batches[0][0])
     unit = int(wires.bundles["net.0"][1])
 
-    found = wires.shifts([unit], {"net.0": np.array([1.0, 10.0, 4.0])}, Flat(net).state_dict())
+    found = wires.shifts([unit], readings_of(net, wires, batches), net.state_dict())
 
-    assert found.keys() == {"net.2.bias"}
-    assert found["net.2.bias"].tolist() == [-20.0, 40.0]
+    assert found.values.keys() == {"net.2.bias"}
+    assert found.values["net.2.bias"].tolist() == [-20.0, 40.0]
 
 
 class Flat(nn.Module):
@@ -583,7 +625,7 @@ def test_figures_of_units_are_those_of_plain_autograd(bench: Bench) -> None:
     bench.module.load_state_dict(bench.state)
     h, g = torch.cat(rows), torch.cat(grads)
     scale = float(h.abs().mean())
-    assert torch.allclose(found.magnitude, h.abs().mean(0), rtol=1e-4, atol=1e-6 * scale)
+    assert torch.allclose(found.activation, h.mean(0), rtol=1e-4, atol=1e-6 * scale)
     cost = (g * (h - h.mean(0))).mean(0).abs()
     assert np.allclose(
         found.replacement_cost, cost.numpy(), rtol=1e-2, atol=1e-3 * float(cost.max())
@@ -643,7 +685,7 @@ def test_dash_factors_travel_with_the_plan(bench: Bench) -> None:
         and weight.ndim > 1
         and (weight.ndim == 2 or weight[0, 0].numel() > 1)
     ]
-    direction = as_planned(bench, decay=0.3)
+    direction = summed_gradients(bench.module, bench.batches, decay=0.3)
     sight = Sight(diagnosis=bench.diagnosis, batch_size=8, image_size=bench.size)
     wish = Wish(scheme="dash", layers=tuple(convs))
 

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.errors import PlanError
-from core.initialisers import Request, dash_factors, draw, newton_schulz, scheme_numbers
+from core.initialisers import (
+    Request,
+    dash_factors,
+    draw,
+    list_schemes,
+    newton_schulz,
+    scheme_numbers,
+)
+from core.plan import make_plan
+from tests.zoo import ZOO
 
 
 def asked(old: Tensor, fresh: Tensor | None = None, **numbers: float) -> Request:
@@ -63,6 +72,17 @@ def test_fire_scales_by_shape_and_treats_each_place_of_a_kernel_alone() -> None:
         assert torch.allclose(place.T @ place, scale**2 * torch.eye(8).double(), atol=1e-6)
     bare = draw("fire", asked(kernel, steps=30, scale=0)).double()
     assert torch.allclose(scale * bare, found, atol=1e-6)
+
+
+def test_fire_resets_the_running_statistics_of_the_norm_that_reads_it_and_says_so() -> None:
+    (info,) = (each for each in list_schemes() if each.name == "fire")
+    outline = ZOO["residual_cnn"].outline()
+
+    plan = make_plan(outline, ["stem"], scheme="fire", resets_buffers=info.resets_buffers)
+
+    buffers = {name for target in plan.targets for name in target.buffers}
+    assert {"norm.running_mean", "norm.running_var"} <= buffers
+    assert "Running statistics of a norm that reads the layer's output" in info.description
 
 
 def test_fire_leaves_vectors_and_zero_matrices_alone() -> None:

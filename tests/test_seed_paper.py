@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.initialisers import WITH_GRADIENTS, list_schemes
 from core.load import load_model, resolve_model
 from core.pipeline import edited_weights
+from core.plan.rules import rule_named
 from core.planning import Wish, plan_by_rule, random_twin
 from core.planning.subject import Subject
 
@@ -97,6 +99,29 @@ def test_magnitude_times_gradient_selects_what_the_paper_does(
 
     for name, truth in expected.items():
         assert torch.equal(after[name], truth), name
+
+
+@pytest.mark.parametrize("scheme", ["bias-mean", "normal-tenth"])
+def test_the_two_schemes_that_their_code_writes_otherwise_after_gradients_are_named(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their code writes 0 into biases and nothing into matrices; ours what it writes after |w|."""
+    spec = resolve_model("torchvision:mobilenet_v2", weights="none")
+    before = dict(load_model(spec, classes=CLASSES).module.named_parameters())
+    noise = torch.Generator().manual_seed(4)
+    gradients = {name: torch.randn(each.shape, generator=noise) for name, each in before.items()}
+    monkeypatch.setattr(Subject, "gradients", lambda self, decay=None: gradients)
+    rule = rule_named("weight-gradient")
+    plan = plan_by_rule(spec, rule.name, {"percent": 50}, classes=CLASSES, wish=Wish(scheme=scheme))
+    after, _ = edited_weights(plan)
+
+    (info,) = (each for each in list_schemes() if each.name == scheme)
+    assert info.symbol in WITH_GRADIENTS
+    assert info.description.endswith(WITH_GRADIENTS[info.symbol])
+    assert f"{scheme} ({info.symbol})" in rule.description
+    matrices = [name for name, each in before.items() if each.ndim > 1]
+    changed = [name for name in matrices if not torch.equal(after[name], before[name])]
+    assert changed == (matrices if scheme == "normal-tenth" else [])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core import list_metrics, list_presets
-from core.judge import JudgeRule
+from core.judge import FAR_BEYOND, JudgeRule
 from core.metrics import MetricInfo
 
 METRICS_FILE = Path(__file__).resolve().parent.parent / "assets" / "metrics.md"
@@ -28,6 +28,18 @@ taken (n); ranks say the largest value that so many rows allow.
 Figures that vary with the images have a 95 % interval from the spread between batches (Student's
 t), and so has their ratio to the twin, from batches measured in pairs. Gradient norms of single
 batches are mostly noise where batches disagree; their intervals are widened by that share.
+"""
+RULES = f"""## Rules
+
+Limits are those of the source named, and can be changed. Two things are Limber's, in every preset:
+
+- A check on a figure by itself (not on its ratio) does not count a layer in which the fresh twin
+  trips it as well, unless the network is {FAR_BEYOND:g} times further out (of shares: in odds).
+  Nor does it count layers in which only the network trips, where about as many trip in the twin
+  alone. These layers are named in a sentence of their own, "As in the fresh twin".
+- Where the twin's figure is 0, or too small beside the network's to be told from 0 in single
+  precision, there is no ratio. Checks on the ratio pass over such layers and say so, unless they
+  ask for a least share as well: over half saturated is more than any multiple of nothing.
 """
 
 
@@ -72,7 +84,7 @@ def metrics_text() -> str:
             ]
             if entries:
                 parts += [f"## {name}\n", *entries]
-    parts.append("## Rules\n")
+    parts.append(RULES)
     for preset in list_presets():
         rules = "\n".join(_rule(rule) for rule in preset.rules)
         parts.append(f"### `{preset.name}`: {preset.title}\n\n{preset.description}\n\n{rules}\n")

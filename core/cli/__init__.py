@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import json
+import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.cli import plans
+from core.cli import inspecting, plans
 from core.cli.options import (
     add_data,
     add_events,
@@ -32,6 +34,8 @@ from core.cli.options import (
     watcher_of,
     whole_number,
 )
+from core.cli.terminal import quiet_libraries, say, say_error, say_json
+from core.disk import no_room, settle_temporary_folder, trouble
 from core.errors import LimberError, OptionError, PlanError, Stopped
 from core.events import Events
 from core.records import Diagnosis
@@ -53,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a letter gets its number.
             stream.reconfigure(errors="backslashreplace")
+    settle_temporary_folder()
     try:
         for each in sys.argv[1:] if arguments is None else arguments:
             _check_text(each)
@@ -60,30 +65,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LimberError as error:
         return _refused(error)
     try:
-        return _run(options)
+        with quiet_libraries():
+            return _run(options)
     except LimberError as error:
         return _refused(error)
 
 
 def _check_text(argument: str) -> None:
-    # Names go into JSON, and a name that is no text cannot.
+    # Names go into JSON, and a name that is no text cannot; a file's name has no NUL.
+    if "\0" in argument:
+        raise OptionError(f"{argument[:200]!r} holds a NUL. Give another name.")
     try:
         argument.encode()
     except UnicodeEncodeError:
-        raise OptionError(f"{argument!r} is no text in UTF-8. Give another name.") from None
+        raise OptionError(f"{argument[:200]!r} is no text in UTF-8. Give another name.") from None
 
 
 def _run(options: argparse.Namespace) -> int:
     terminal = sys.stderr.isatty() and not getattr(options, "json", False)
-    with Events(
-        getattr(options, "events", None), getattr(options, "stop_file", None), terminal=terminal
-    ) as events:
+    with (
+        Events(
+            getattr(options, "events", None), getattr(options, "stop_file", None), terminal=terminal
+        ) as events,
+        ExitStack() as options.held,
+    ):
         try:
             options.run(options, events)
             sys.stdout.flush()
         except Stopped as error:
             events.emit("stopped")
-            print(error, file=sys.stderr)
+            say_error(str(error))
             return 0
         except LimberError as error:
             events.emit("error", message=str(error))
@@ -93,10 +104,14 @@ def _run(options: argparse.Namespace) -> int:
             sys.stderr.close()
             return 0
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EIO):
+            if not no_room(error) and error.errno != errno.EIO:
                 events.emit("error", message=f"An error of ours: {type(error).__name__}: {error}")
                 raise
-            return _refused(OptionError(f"The output cannot be written ({error.strerror})."))
+            message = f"The output cannot be written ({error.strerror})."
+            if error.filename is not None:
+                message = trouble(error, Path(os.fsdecode(error.filename)))
+            events.emit("error", message=message)
+            return _refused(OptionError(message))
         except MemoryError:
             message = "There is not enough memory. Take fewer images, a smaller batch or size."
             events.emit("error", message=message)
@@ -118,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _refused(error: LimberError) -> int:
-    print("limber: " + " ".join(str(error).split()), file=sys.stderr)
+    say_error(f"limber: {error}")
     return 2
 
 
@@ -182,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_measuring(commands)
 
     plans.add_commands(commands)
+    inspecting.add_commands(commands)
 
     tune = commands.add_parser("finetune", help="short fine-tunes: untouched against plans")
     add_model(tune)
@@ -217,23 +233,23 @@ def _list(options: argparse.Namespace, _: Events) -> None:
 
     rows: list[dict[str, Any]] = [as_json(row) for row in getattr(core, f"list_{options.what}")()]
     if options.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        say_json(rows)
         return
     for row in rows:
         if options.what == "models":
             count = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M"
             here = "embedded" if row["embedded"] else ""
-            print(f"{row['name']:<52} {count:>12}  {here}".rstrip())
+            say(f"{row['name']:<52} {count:>12}  {here}".rstrip())
         elif options.what == "datasets":
             images = (
                 "" if row["images"] is None else f"{row['images']} images, {row['classes']} classes"
             )
-            print(f"{row['name']:<28} {images:<28} {row['description']}".rstrip())
+            say(f"{row['name']:<28} {images:<28} {row['description']}".rstrip())
         else:
             about = row.get("description") or row.get("formula")
-            print(f"{row['name']:<26} {row['title']}: {about}")
+            say(f"{row['name']:<26} {row['title']}: {about}")
             for rule in row.get("rules", ()):
-                print(f"  {rule['name']:<24} {rule['threshold']:g} ({rule['metric']})")
+                say(f"  {rule['name']:<24} {rule['threshold']:g} ({rule['metric']})")
 
 
 def _judging(options: argparse.Namespace, kept: Diagnosis | None = None) -> dict[str, Any]:
@@ -280,7 +296,7 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
             raise OptionError("Parts are not judged; give --preset and --threshold to merge.")
         images = measure_part(spec, data, options.out, part=part, parts=parts, **chosen)
         events.emit("done", out=str(options.out))
-        print(f"Part {part} of {parts}: {images} images -> {options.out}")
+        say(f"Part {part} of {parts}: {images} images -> {options.out}")
         return
     found = diagnose(spec, data, histograms=options.histograms, transfer=options.transfer, **chosen)
     _report(*found, options, events)
@@ -307,10 +323,12 @@ def _report(
     write_diagnosis(diagnosis, units, options.out)
     events.emit("done", out=str(options.out))
     header = diagnosis.header
-    print(
+    say(
         f"{header.model_title} on {header.data_title}: {len(diagnosis.layers)} layers, "
         f"{header.samples} images, {header.device}, {header.wall_s:.1f} s -> {options.out}"
     )
+    for note in header.notes:
+        say(f"  note: {note}")
     _say(diagnosis)
 
 
@@ -321,19 +339,32 @@ def _judge(options: argparse.Namespace, _: Events) -> None:
     diagnosis = rejudge(diagnosis, **_judging(options, diagnosis))
     if options.json:
         found = [as_json(finding) for finding in diagnosis.findings]
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-    elif diagnosis.findings:
-        _say(diagnosis)
-    else:
-        print(f'Nothing stands out by the rules of "{diagnosis.preset}".')
+        say_json(found)
+        for remark in diagnosis.remarks:
+            # The list on stdout holds findings alone, for who reads it by program.
+            say_error(remark.sentence)
+        return
+    if not diagnosis.findings:
+        say(f'Nothing stands out by the rules of "{diagnosis.preset}".')
+    _say(diagnosis)
 
 
 def _say(diagnosis: Diagnosis) -> None:
+    header = diagnosis.header
+    for whose, loss in (("network", header.loss), ("fresh twin", header.twin_loss)):
+        if not math.isfinite(loss):
+            say(
+                f"  warning: The {whose}'s loss on these images is not a finite number: the pass "
+                "overflows, and what depends on it has a reason in place of a figure."
+            )
     for finding in diagnosis.findings:
-        print(
-            f"  {finding.severity}: {finding.sentence} ({', '.join(finding.layers[:3])}"
-            f"{', ...' if len(finding.layers) > 3 else ''})"
-        )
+        say(f"  {finding.severity}: {finding.sentence}{_first_layers(finding.layers)}")
+    for remark in diagnosis.remarks:
+        say(f"  {remark.sentence}{_first_layers(remark.layers)}")
+
+
+def _first_layers(layers: Sequence[str]) -> str:
+    return f" ({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''})"
 
 
 def _check_run(options: argparse.Namespace) -> None:
@@ -349,7 +380,7 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
     check_out(options, folder=True)
     _check_run(options)
     import core
-    from core.load import outline_data, resolve_data, resolve_model
+    from core.load import resolve_data, resolve_model
     from core.plan import read_plan
 
     plans = [read_plan(path) for path in options.plan]
@@ -360,7 +391,9 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
     from core import pipeline
     from core.finetune import Settings
 
-    classes = len(outline_data(data).classes)
+    watcher = watcher_of(events)
+    images = pipeline.opened_images(data, watcher).outline
+    classes = len(images.classes)
     settings = Settings(
         steps=otherwise(options.steps, pipeline.DEFAULT_STEPS),
         batch_size=otherwise(options.batch_size, pipeline.DEFAULT_BATCH_SIZE),
@@ -372,7 +405,7 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
     )
     if options.random_control:
         sight = core.Sight(data=data, samples=options.train_images, image_size=options.image_size)
-        control = core.random_twin(plans[0], seed=0, sight=sight, watcher=watcher_of(events))
+        control = core.random_twin(plans[0], seed=0, sight=sight, watcher=watcher)
         plans.append(control)
     trial = pipeline.prepare_trial(
         spec,
@@ -380,7 +413,7 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
         plans,
         settings=settings,
         device=options.device,
-        watcher=watcher_of(events),
+        watcher=watcher,
         **only_given(
             seeds=options.seeds,
             image_size=options.image_size,
@@ -405,11 +438,13 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
         events.emit("done", out=str(options.out))
     else:
         events.emit("stopped", out=str(options.out))
-    print(
+    say(
         f"{record.model_title} on {record.data_title}: {done} of {total} steps"
         f"{'' if finished else ' (stopped)'} -> {options.out}"
     )
+    for note in images.notes:
+        say(f"  note: {note}")
     if len(record.arms) > 1:
-        print(f"  {comparison.sentence}")
-    for caveat in comparison.caveats if len(record.arms) > 1 else ():
-        print(f"  {caveat}")
+        say(f"  {comparison.sentence}")
+    for caveat in comparison.caveats if len(record.arms) > 1 else images.caveats:
+        say(f"  {caveat}")

@@ -10,10 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from core.claims import Holder, claimed
+from core.cli.terminal import say_error
+from core.disk import no_room, trouble
 from core.errors import OptionError
 from core.events import Events
 from core.export import Companion, companion_path
+from core.inputs import is_there, read_input, strict_json
+from core.plan.reading import MAX_PLAN_BYTES, MAX_PLAN_VALUES
 from core.records.base import Value
+from core.records.diagnosis import MAX_DIAGNOSIS_BYTES, MAX_DIAGNOSIS_VALUES
 
 # Endings of what commands write: one of these in a folder of images is no image.
 OURS = (".json", ".safetensors")
@@ -126,8 +132,8 @@ def as_json(value: Value) -> dict[str, Any]:
 def files_of(plan: Path) -> list[Path]:
     """Return a plan's file, and the checkpoint and companion it names; none need be there."""
     found = [plan]
-    with suppress(OSError, ValueError, TypeError, RecursionError):
-        content = json.loads(plan.read_bytes())
+    with suppress(OSError, ValueError, TypeError):
+        content = strict_json(read_input(plan, most=MAX_PLAN_BYTES), most_values=MAX_PLAN_VALUES)
         for place, key in (("model", "checkpoint"), ("companion", "file")):
             named = content.get(place) if isinstance(content, dict) else None
             name = named.get(key) if isinstance(named, dict) else None
@@ -139,10 +145,11 @@ def files_of(plan: Path) -> list[Path]:
 def _named_by(diagnosis: Path) -> list[Path]:
     """Return a diagnosis, and the checkpoint, images and companion it names."""
     found = [diagnosis, companion_path(diagnosis, "units")]
-    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        header = json.loads(diagnosis.read_bytes())["header"]
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        data = read_input(diagnosis, most=MAX_DIAGNOSIS_BYTES)
+        header = strict_json(data, most_values=MAX_DIAGNOSIS_VALUES)["header"]
         for named in (header["model"]["checkpoint"], header["data"]["name"]):
-            if isinstance(named, str):
+            if isinstance(named, str) and "\0" not in named:
                 found.append(Path(named))
     return found
 
@@ -162,13 +169,15 @@ def inputs_of(options: argparse.Namespace) -> list[Path]:
 
 def same_file(first: Path, second: Path) -> bool:
     """Whether two paths lead to one file that exists."""
-    return first.exists() and second.exists() and first.samefile(second)
+    return is_there(first) and is_there(second) and first.samefile(second)
 
 
 def check_out(
     options: argparse.Namespace, *, folder: bool = False, companion: Companion | None = None
 ) -> None:
-    """Find out before the work, not after it, that the result has no place to go.
+    """Find out before the work, not after it, that the result has no place to go, and claim it.
+
+    The claim is `options.held`'s to let go of, at the end of the command.
 
     Args:
         options: --out says where; whatever else they name must not be written over.
@@ -176,13 +185,27 @@ def check_out(
         companion: What lies beside the result.
 
     Raises:
-        OptionError: The place cannot be written to.
+        OptionError: The place cannot be written to, or another command writes there.
     """
     path: Path = options.out
     try:
         _check_place(path, folder=folder, inputs=inputs_of(options), companion=companion)
+        claim = claimed(path, folder=folder, what=options.command)
+        found = options.held.enter_context(claim)
     except OSError as error:
+        if no_room(error):
+            raise OptionError(f"{trouble(error, path)} Or give another --out.") from error
         raise OptionError(f'--out "{path}" cannot be used ({error.strerror}).') from error
+    if isinstance(found, Holder):
+        raise OptionError(
+            f'--out "{path}" is being written by {found.words()}. Wait until it is done, or give '
+            f"another {'folder' if folder else 'file name'}."
+        )
+    if not found.locked:
+        say_error(
+            f'limber: the file system of --out "{path}" has no locks. See to it that no other '
+            "machine writes there."
+        )
 
 
 def _check_place(
@@ -197,11 +220,15 @@ def _check_place(
     beside = None if companion is None else companion_path(path, companion)
     written = [] if folder else [path, *([] if beside is None else [beside])]
     for each in inputs:
-        inside = each.is_dir() and any(
-            place.exists()
-            and place.suffix not in OURS
-            and each.resolve() in place.resolve().parents
-            for place in written
+        inside = (
+            is_there(each)
+            and each.is_dir()
+            and any(
+                is_there(place)
+                and place.suffix not in OURS
+                and each.resolve() in place.resolve().parents
+                for place in written
+            )
         )
         if inside or any(same_file(place, each) for place in written):
             what = path if inside else each

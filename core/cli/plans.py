@@ -25,6 +25,7 @@ from core.cli.options import (
     watcher_of,
     whole_number,
 )
+from core.cli.terminal import say, say_json
 from core.errors import OptionError, PlanError
 from core.events import Events
 from core.records import Diagnosis, ModelOutline, ModelSpec, Pattern, ReinitPlan
@@ -159,7 +160,7 @@ def _plan(options: argparse.Namespace, events: Events) -> None:
     plan = core.write_plan(plan, options.out)
     events.emit("done", out=str(options.out))
     if options.json:
-        print(core.plan_json(plan), end="")
+        say_json(core.plan_json(plan).rstrip("\n"), indent=2)
         return
     _tell(plan, outline, options, asked)
 
@@ -365,7 +366,7 @@ def _tell(
     units = sum(len(target.units) for target in plan.targets)
     size = core.planned_size(outline, plan)
     which = f"{units} unit{'' if units == 1 else 's'} in " if units else ""
-    print(
+    say(
         f"{which}{size.layers} layers, {size.parameters:,} of "
         f"{size.total:,} parameters ({100 * size.fraction:.1f} %), {schemes} -> {options.out}"
     )
@@ -377,11 +378,11 @@ def _tell(
             ("because the scheme writes nothing there", [n for n in left if n not in heads]),
         ):
             if names:
-                print(f"  left out, {why}: {', '.join(names)}")
+                say(f"  left out, {why}: {', '.join(names)}")
     if plan.companion is not None:
-        print(f"  selection in {plan.companion.file}")
+        say(f"  selection in {plan.companion.file}")
     if plan.evidence.note:
-        print(f"  {plan.evidence.note}")
+        say(f"  {plan.evidence.note}")
 
 
 def _preview(options: argparse.Namespace, events: Events) -> None:
@@ -405,9 +406,9 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
         write_whole(options.out, text + "\n")
     events.emit("done", preview=json.loads(text))
     if options.json:
-        print(text)
+        say_json(text)
         return
-    print(
+    say(
         f"{found.parameters_touched:,} of {found.parameters_total:,} parameters touched, "
         f"{found.wall_s:.1f} s"
     )
@@ -416,7 +417,7 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
             f"{100 * (figure or 0):.0f} %"
             for figure in (found.agreement, found.accuracy_before, found.accuracy_after)
         )
-        print(
+        say(
             f"  outputs on {found.samples} images of {found.data_title}: KL {found.output_kl:.4g} "
             f"nats, same answer on {same}, accuracy {before} -> {after}"
         )
@@ -426,14 +427,14 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
             behind = ""
             if layer.mean_abs is not None:
                 behind = f", mean |h| {layer.mean_abs[0]:.3g} -> {layer.mean_abs[1]:.3g}"
-            print(
+            say(
                 f"  {layer.layer}: {layer.selected:,} of {layer.parameters:,}, ||dW||/||W|| "
                 f"{change}{behind}"
             )
     for warning in found.warnings:
-        print(f"  warning: {warning}")
+        say(f"  warning: {warning}")
     for note in found.notes:
-        print(f"  {note}")
+        say(f"  {note}")
 
 
 def _apply(options: argparse.Namespace, events: Events) -> None:
@@ -448,15 +449,15 @@ def _apply(options: argparse.Namespace, events: Events) -> None:
     digest = hashlib.sha256(options.out.read_bytes()).hexdigest()
     events.emit("done", out=str(options.out), receipt=as_json(receipt), file_sha256=digest)
     if options.json:
-        print(json.dumps({**as_json(receipt), "file_sha256": digest}, indent=1))
+        say_json({**as_json(receipt), "file_sha256": digest})
         return
-    print(
+    say(
         f"{len(plan.targets)} layers, {receipt.parameters_touched:,} of "
         f"{receipt.parameters_total:,} parameters reset -> {options.out}"
     )
-    print(f"  SHA-256 {digest}")
+    say(f"  SHA-256 {digest}")
     for warning in receipt.warnings:
-        print(f"  warning: {warning}")
+        say(f"  warning: {warning}")
 
 
 def _verify(options: argparse.Namespace, _: Events) -> None:
@@ -464,10 +465,10 @@ def _verify(options: argparse.Namespace, _: Events) -> None:
 
     found = core.verify_weights(core.read_plan(options.plan), options.weights)
     if options.json:
-        print(found.model_dump_json(indent=1))
+        say_json(found.model_dump_json(indent=1))
     if found.matches:
         if not options.json:
-            print(f"{found.tensors} tensors, every bit as the plan makes them.")
+            say(f"{found.tensors} tensors, every bit as the plan makes them.")
         return
     odd = [*found.differing, *found.missing, *found.unexpected]
     parts = [
@@ -494,12 +495,12 @@ def _diff(options: argparse.Namespace, _: Events) -> None:
     first, second = core.read_plan(options.first), core.read_plan(options.second)
     rows = core.diff_plans(first, second)
     if options.json:
-        print(json.dumps([as_json(row) for row in rows], indent=1))
+        say_json([as_json(row) for row in rows])
     elif not rows:
-        print("The plans reset, freeze and train the same.")
+        say("The plans reset, freeze and train the same.")
     else:
         for row in rows:
-            print(f"{row.what} {row.name}: {row.first or 'nothing'} | {row.second or 'nothing'}")
+            say(f"{row.what} {row.name}: {row.first or 'nothing'} | {row.second or 'nothing'}")
 
 
 def _diff_weights(options: argparse.Namespace) -> None:
@@ -507,13 +508,13 @@ def _diff_weights(options: argparse.Namespace) -> None:
 
     rows = core.diff_weights(options.first, options.second)
     if options.json:
-        print(json.dumps([as_json(row) for row in rows], indent=1))
+        say_json([as_json(row) for row in rows])
     elif not rows:
-        print("Every tensor is the same, bit for bit.")
+        say("Every tensor is the same, bit for bit.")
     else:
         for row in rows:
             change = "-" if row.relative_change is None else f"{row.relative_change:.3g}"
-            print(f"{row.name}: {row.changed:,} of {row.entries:,}, ||dW||/||W|| {change}")
+            say(f"{row.name}: {row.changed:,} of {row.entries:,}, ||dW||/||W|| {change}")
 
 
 def _compose(options: argparse.Namespace, _: Events) -> None:
@@ -524,7 +525,7 @@ def _compose(options: argparse.Namespace, _: Events) -> None:
         raise OptionError(f"--name has {len(options.name)} letters; give 1 to 200.")
     first, second = core.read_plan(options.first), core.read_plan(options.second)
     plan = core.write_plan(core.compose_plans(first, second, name=options.name), options.out)
-    print(f"{len(plan.targets)} layers -> {options.out}")
+    say(f"{len(plan.targets)} layers -> {options.out}")
 
 
 def _check_export(folder: Path, plan: ReinitPlan, inputs: Sequence[Path]) -> None:
@@ -556,12 +557,12 @@ def _export(options: argparse.Namespace, events: Events) -> None:
     receipt = core.export_plan(plan, options.out, watcher=watcher_of(events))
     events.emit("done", out=str(options.out), receipt=as_json(receipt))
     if options.json:
-        print(receipt.model_dump_json(indent=1))
+        say_json(receipt.model_dump_json(indent=1))
         return
-    print(
+    say(
         f"{receipt.parameters_touched:,} of {receipt.parameters_total:,} parameters reset -> "
         f"{options.out}"
     )
-    print(f"  start with {options.out / 'USE.md'}")
+    say(f"  start with {options.out / 'USE.md'}")
     for warning in receipt.warnings:
-        print(f"  warning: {warning}")
+        say(f"  warning: {warning}")

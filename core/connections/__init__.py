@@ -8,10 +8,32 @@ every activation carries a label, the unit it belongs to. Operations that move d
 labels by being run on them; sums and products tie labels together; convolutions and matrix
 products read labels and make new ones; anything that mixes units without weights (a layer norm
 over channels, a softmax, an operation not known here) ties all of them, so that what cannot be
-told apart is never reset apart.
+told apart is never reset apart. What the readers of units read on images is taken in passes of
+their own, at the same products.
 """
 
+from core.connections.readings import readings_of
 from core.connections.tracer import connections_of
-from core.connections.wiring import NOBODY, Connections, Part, Role, Wiring
+from core.connections.wiring import (
+    NOBODY,
+    Connections,
+    Part,
+    Reading,
+    Readings,
+    Role,
+    Shifts,
+    Wiring,
+)
 
-__all__ = ["NOBODY", "Connections", "Part", "Role", "Wiring", "connections_of"]
+__all__ = [
+    "NOBODY",
+    "Connections",
+    "Part",
+    "Reading",
+    "Readings",
+    "Role",
+    "Shifts",
+    "Wiring",
+    "connections_of",
+    "readings_of",
+]

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from core.connections.wiring import NOBODY, Connections, Mix, Owned, Role, Tracked
+from core.connections.wiring import COPIES, NOBODY, Connections, Mix, Owned, Role, Tracked
 from core.errors import PlanError
 from core.hooks import memory_kept, module_kept
 from core.seeding import random_state_kept
@@ -64,6 +64,9 @@ MOVES = frozenset(
         "constant_pad_nd",
     }
 )
+# Of an output, only its form: what follows acts on the output itself.
+FORMS = COPIES | {"view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose"}
+FORMS |= {"unsqueeze", "squeeze", "movedim"}
 # Operations that mix neighbours in space but keep every channel to itself.
 SPATIAL = frozenset(
     {
@@ -201,6 +204,11 @@ def _narrow(labels: np.ndarray) -> Labels:
     return labels
 
 
+def operation(target: Any) -> str:
+    """Return the name of an operation of a graph, whatever its overload, in place or not."""
+    return str(getattr(target, "overloadpacket", target)).removeprefix("aten.").rstrip("_")
+
+
 def _as_tensor(labels: Labels, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.broadcast_to(labels, tuple(shape)).copy())
 
@@ -214,6 +222,8 @@ class _Tracer(fx.Interpreter):
         self._marks: dict[fx.Node, Any] = {}
         self._ties = _Ties()
         self._mixes: list[Mix] = []
+        # The outputs that nothing has been done with but to give them another form.
+        self._bare: dict[fx.Node, Mix] = {}
         self._vectors: list[Owned] = []
 
     def run_node(self, n: fx.Node) -> Any:
@@ -227,13 +237,29 @@ class _Tracer(fx.Interpreter):
                 else Tracked(name, tuple(value.shape))
             )
         elif n.op == "call_function":
+            before = len(self._mixes)
             self._marks[n] = self._marked(n, value)
+            if len(self._mixes) > before:
+                self._bare[n] = self._mixes[-1]
+            elif n.args and operation(n.target) in FORMS:
+                self._keep_bare(n, n.args[0])
         elif n.op == "output":
             for source in n.all_input_nodes:
                 mark = self._marks.get(source)
                 if isinstance(mark, np.ndarray):
                     self._ties.block(mark, "its units are the network's outputs")
         return value
+
+    def _keep_bare(self, n: fx.Node, given: Any) -> None:
+        mix = self._alone(given)
+        if mix is not None:
+            self._bare[n] = mix
+
+    def _alone(self, given: Any) -> Mix | None:
+        """Return what made an output that goes nowhere else, if nothing came between."""
+        if not isinstance(given, fx.Node) or len(given.users) > 1:
+            return None
+        return self._bare.get(given)
 
     def _mark(self, given: Any) -> Any:
         return self._marks.get(given) if isinstance(given, fx.Node) else None
@@ -250,7 +276,7 @@ class _Tracer(fx.Interpreter):
         marks = [self._marks.get(source) for source in n.all_input_nodes]
         if all(mark is None for mark in marks):
             return None
-        name = str(getattr(target, "overloadpacket", target)).removeprefix("aten.").rstrip("_")
+        name = operation(target)
         if not any(isinstance(mark, np.ndarray | list) for mark in marks):
             return self._of_parameters(n, name, value, marks)
         handler = getattr(self, f"_op_{name.strip('_')}", None)
@@ -300,21 +326,21 @@ class _Tracer(fx.Interpreter):
                 moved: Tensor = target(entries, *rest, **named)  # type: ignore[operator]
                 return moved
 
-            return Tracked(known.name, known.shape, (*known.moves, move))
+            return Tracked(known.name, known.shape, (*known.moves, (name, move)))
         if single and isinstance(value, tuple | list) and name in MOVES:
-            return [self._piece(n, known, place) for place in range(len(value))]
+            return [self._piece(n, name, known, place) for place in range(len(value))]
         if isinstance(known, list):
             known = known[0]
         return self._spread(_Computed(known.name), value)  # type: ignore[arg-type]
 
-    def _piece(self, n: fx.Node, known: Tracked, place: int) -> Tracked:
+    def _piece(self, n: fx.Node, name: str, known: Tracked, place: int) -> Tracked:
         target, rest, named = n.target, n.args[1:], dict(n.kwargs)
 
         def move(entries: Tensor) -> Tensor:
             moved: Tensor = target(entries, *rest, **named)[place]  # type: ignore[operator]
             return moved
 
-        return Tracked(known.name, known.shape, (*known.moves, move))
+        return Tracked(known.name, known.shape, (*known.moves, (name, move)))
 
     def _moved(self, n: fx.Node, name: str) -> Any:
         def swapped(given: Any) -> Any:
@@ -365,7 +391,24 @@ class _Tracer(fx.Interpreter):
             mark = self._mark(given)
             if isinstance(mark, Tracked) and name in SUMS | PRODUCTS:
                 self._own(mark, labels, "shift" if name in SUMS else "scale")
+                if name in ("add", "sub") and not n.kwargs:
+                    self._added(n, name, given, labels)
         return labels
+
+    def _added(self, n: fx.Node, name: str, given: fx.Node, labels: Labels) -> None:
+        """Note what an operation of its own adds to an output, or takes off it, as a bias does."""
+        mix = self._alone(n.args[0] if given is n.args[1] or name == "sub" else n.args[1])
+        if mix is None or mix.bias is not None or not np.array_equal(labels.ravel(), mix.makes):
+            return
+        # Counted from the last axis, as both are when they are added.
+        shape = self._shape(given)
+        own = [axis - len(shape) for axis, length in enumerate(shape) if length > 1]
+        along = [axis - labels.ndim for axis, length in enumerate(labels.shape) if length > 1]
+        if own == along and int(np.prod(shape)) == len(mix.makes):
+            if name == "add":
+                mix.bias = self._mark(given)
+            else:
+                mix.mean = self._mark(given)
 
     def _own(self, parameter: Tracked, owners: np.ndarray, role: Role) -> None:
         self._vectors.append(Owned(parameter, owners, role))
@@ -450,6 +493,9 @@ class _Tracer(fx.Interpreter):
         mark = self._mark(bias)
         if isinstance(mark, Tracked):
             self._own(mark, made, "bias")
+            mix = self._mixes[-1] if self._mixes else None
+            if mix is not None and np.array_equal(mix.makes, made):
+                mix.bias = mark if self._shape(bias) == made.shape else None
 
     def _op_addmm(self, n: fx.Node, value: Tensor) -> Labels:
         made = self._product(n.args[1], n.args[2], value)
@@ -503,6 +549,9 @@ class _Tracer(fx.Interpreter):
             mark = self._mark(given)
             if isinstance(mark, Tracked):
                 self._own(mark, labels.reshape(-1), role)
+        mix, mean = self._alone(n.args[0]), self._mark(n.args[3])
+        if mix is not None and isinstance(mean, Tracked):
+            mix.mean = mean if np.array_equal(labels.ravel(), mix.makes) else None
         return self._spread(labels, value)
 
     _op_native_batch_norm_legit_no_training = _op_native_batch_norm

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,20 @@ from core.errors import PlanError
 NOBODY = -1
 
 Role = Literal["bias", "norm_scale", "norm_shift", "norm_mean", "norm_var", "scale", "shift"]
+# Which entries of which parameter a product takes, and along which axes; see `place_of`.
+Place = tuple[Any, ...]
+
+
+# Operations that leave every entry where it is.
+COPIES = frozenset({"clone", "contiguous", "detach", "alias", "lift_fresh_copy", "_to_copy"})
+# Operations that show the entries of a tensor in another form, or some of them.
+VIEWS = frozenset(
+    {
+        *("view", "_unsafe_view", "_reshape_alias", "reshape", "permute", "transpose", "t"),
+        *("expand", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "narrow"),
+        *("squeeze", "unsqueeze", "movedim", "diagonal"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +38,59 @@ class Tracked:
 
     name: str
     shape: tuple[int, ...]
-    moves: tuple[Callable[[Tensor], Tensor], ...] = ()
+    moves: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
 
     def entries(self) -> np.ndarray:
         """Return the flat index of each entry, in the shape it has now."""
         count = int(np.prod(self.shape, dtype=np.int64))
         current = torch.arange(count).reshape(self.shape)
-        for move in self.moves:
+        for _, move in self.moves:
             current = move(current)
         return current.numpy()
+
+    def shadow(self) -> Tensor | None:
+        """Return the parameter as a view without content; None where it is no view any more."""
+        current: Tensor | None = torch.empty(self.shape, device="meta")
+        for name, move in self.moves:
+            current = None if current is None else shadowed(name, move, current)
+        return current
+
+
+def shadowed(name: str, move: Callable[[Tensor], Any], shadow: Tensor) -> Any:
+    """Return a shadow, or several, behind one more operation; None where it is no view.
+
+    A shadow is a view, without content, of a contiguous tensor in the shape of a parameter. It
+    tells which entries of the parameter stand where, whatever memory format that is in.
+    """
+    if name in COPIES:
+        return shadow
+    if name not in VIEWS:
+        return None
+    try:
+        return move(shadow)
+    except RuntimeError:
+        # What was copied into order before it took this form is no view.
+        return None
+
+
+def place_of(name: str, shadow: Tensor, *, in_axis: int, out_axis: int, groups: int = 1) -> Place:
+    """Return by what a use of a parameter as a weight is known again, in whatever form it comes.
+
+    A linear layer may be a product with a transposed view here and a batched product with an
+    expanded one there: both take the same entries along the same axes.
+
+    Args:
+        name: The parameter.
+        shadow: A view of the contiguous parameter; its content does not matter.
+        in_axis: The axis that is summed over.
+        out_axis: The axis of what is made.
+        groups: Groups of a convolution.
+    """
+    steps = (shadow.stride(axis) if length > 1 else 0 for axis, length in enumerate(shadow.shape))
+    axes = list(zip(shadow.shape, steps, strict=True))
+    ends = (in_axis % shadow.ndim, out_axis % shadow.ndim)
+    rest = tuple(axis for place, axis in enumerate(axes) if place not in ends and axis[1])
+    return (name, shadow.storage_offset(), axes[ends[0]], axes[ends[1]], rest, groups)
 
 
 @dataclass(slots=True)
@@ -39,7 +98,9 @@ class Mix:
     """Weights that read the units `reads` and make the units `makes`.
 
     In the array of entries `makes` lies on axis `out_axis`; with `groups` the n-th part of the
-    outputs reads the n-th part of the inputs, counted along `in_axis`.
+    outputs reads the n-th part of the inputs, counted along `in_axis`. `bias` is added to what
+    they make before anything else is done with it; `mean`, the running mean of a batch norm
+    as a rule, is taken off it.
     """
 
     parameter: Tracked
@@ -49,6 +110,69 @@ class Mix:
     out_axis: int
     groups: int = 1
     channelwise: bool = False
+    bias: Tracked | None = None
+    mean: Tracked | None = None
+
+    @property
+    def taker(self) -> Tracked | None:
+        """What can take over a mean that is lost."""
+        return self.mean if self.bias is None else self.bias
+
+    @property
+    def place(self) -> Place:
+        """By what its uses are known again; by itself where the entries are no view."""
+        shadow = self.parameter.shadow()
+        if shadow is None:
+            return (self.parameter.name, id(self))
+        axes = {"in_axis": self.in_axis, "out_axis": self.out_axis, "groups": self.groups}
+        return place_of(self.parameter.name, shadow, **axes)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one use of some weights was multiplied with, summed over images and places.
+
+    Attributes:
+        total: float64 (inputs, places of the kernel), what each entry of a weight met; the zeros
+            of a padded border are part of it.
+        outputs: How many values each output has given: over these `total` is summed.
+        magnitude: float64 (inputs,), the sum of the absolute values of the input.
+        rows: How many values each input had.
+    """
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    outputs: int = 0
+    magnitude: Tensor = field(default_factory=lambda: torch.zeros(()))
+    rows: int = 0
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean input that each entry of a weight met, (inputs, places of the kernel)."""
+        found: np.ndarray = (self.total / self.outputs).numpy()
+        return found
+
+    @property
+    def mean_abs(self) -> np.ndarray:
+        """Mean |input|, (inputs,)."""
+        found: np.ndarray = (self.magnitude / self.rows).numpy()
+        return found
+
+
+# Uses of the same weights in one pass, in order.
+Readings = Mapping[Place, Sequence[Reading]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shifts:
+    """Where the means go that readers lose with the units they read.
+
+    Attributes:
+        values: Tensor to what is added to it, in its shape.
+        untaken: Weights of readers that lose a mean which nothing can take over.
+    """
+
+    values: Mapping[str, np.ndarray]
+    untaken: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -175,7 +299,18 @@ class Connections:
             outgoing=_parts(outgoing),
         )
 
-    def _values(self, by_unit: Mapping[str, np.ndarray], *, exact: bool = False) -> np.ndarray:
+    def touching(self, tensors: Collection[str]) -> set[int]:
+        """Return the bundles that these tensors make, accompany or read."""
+        rows = [vector.owners for vector in self._vectors if vector.parameter.name in tensors]
+        for mix in self._mixes:
+            if mix.parameter.name in tensors:
+                rows += [mix.makes] if mix.channelwise else [mix.makes, mix.reads]
+        found: set[int] = set()
+        for labels in rows:
+            found.update(self._of[labels[labels != NOBODY]].tolist())
+        return found
+
+    def _values(self, by_unit: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return a value for each label, (labels,), from values of units; NaN where unknown."""
         values = np.full(len(self._of), np.nan)
         for start, kind, first, second in self._births:
@@ -183,7 +318,7 @@ class Connections:
                 known = by_unit.get(first)
                 if known is not None and len(known) == second:
                     values[start : start + second] = known
-            elif not exact:
+            else:
                 join = np.maximum if kind == "sum" else np.fmin
                 values[start : start + len(first)] = join(values[first], values[second])
         return values
@@ -210,77 +345,113 @@ class Connections:
         bundles[np.isneginf(bundles)] = np.nan
         return bundles
 
-    def contributions(
-        self, magnitudes: Mapping[str, np.ndarray], state: Mapping[str, Tensor]
-    ) -> np.ndarray:
-        """Return mean |outgoing weight| times mean |activation| for each bundle, (bundles,).
+    def read_places(self) -> frozenset[Place]:
+        """Return the places of the weights that read units."""
+        return frozenset(mix.place for mix in self._readers() if (mix.reads != NOBODY).any())
 
-        The mean weight is taken over all entries of a reader that read the unit; several readers
-        add up. NaN where an activation is not known.
+    def _read(self, readings: Readings) -> Iterator[tuple[Mix, Reading | None]]:
+        """Yield each reader with what it read; None where that was not seen."""
+        places = [mix.place for mix in self._readers()]
+        uses, passed = Counter(places), Counter[Place]()
+        for mix, place in zip(self._readers(), places, strict=True):
+            found = readings.get(place, ())
+            # Another number of uses than in the trace: which is which is anyone's guess.
+            yield mix, found[passed[place]] if len(found) == uses[place] else None
+            passed[place] += 1
+
+    def contributions(self, readings: Readings, state: Mapping[str, Tensor]) -> np.ndarray:
+        """Return mean |outgoing weight| times mean |what is read| for each bundle, (bundles,).
+
+        Both are taken at the reader: behind pooling, norms and sums, and place by place for a
+        reader of places (a linear layer behind a flattened image), over which the product is then
+        averaged. The mean weight is taken over all entries of a reader that read the unit; several
+        readers add up. NaN where a reader was not seen.
 
         Args:
-            magnitudes: Layer to mean |activation| of each of its units.
+            readings: What was read; see `readings_of`.
             state: The network's weights.
 
         Source:
-            Dohare et al., Loss of plasticity in deep continual learning, Nature 2024.
+            Dohare et al., Loss of plasticity in deep continual learning, Nature 2024. Its code
+            (shibhansh/loss-of-plasticity, cbp_conv.py) takes a unit's activation behind the
+            pooling, before the flattening; the images here are all of a pass, not a running mean.
         """
-        values = self._values(magnitudes)
         bundles = np.zeros(int(self._of.max(initial=-1)) + 1)
         read = np.zeros(len(bundles), dtype=bool)
-        for mix in self._readers():
+        for mix, reading in self._read(readings):
+            known = mix.reads != NOBODY
+            if not known.any():
+                continue
             # With groups, an input is read by the outputs of its own group alone.
             blocks = self._weights(mix, state).abs().chunk(mix.groups)
-            weights = torch.cat([block.mean(dim=(0, 2)) for block in blocks]).numpy()
-            known = mix.reads != NOBODY
+            each = torch.cat([block.mean(dim=(0, 2)) for block in blocks]).numpy()
+            each = each * (np.nan if reading is None else reading.mean_abs)
             labels, where = np.unique(mix.reads[known], return_inverse=True)
-            mean = np.bincount(where, weights[known]) / np.bincount(where)
-            np.add.at(bundles, self._of[labels], mean * values[labels])
+            mean = np.bincount(where, each[known]) / np.bincount(where)
+            np.add.at(bundles, self._of[labels], mean)
             read[self._of[labels]] = True
         return np.where(read, bundles, np.nan)
 
     def shifts(
-        self,
-        chosen: Sequence[int] | set[int],
-        means: Mapping[str, np.ndarray],
-        state: Mapping[str, Tensor],
-    ) -> dict[str, np.ndarray]:
-        """Return what the readers' biases gain so that they see the removed units' means.
+        self, chosen: Sequence[int] | set[int], readings: Readings, state: Mapping[str, Tensor]
+    ) -> Shifts:
+        """Return what readers gain so that the mean of their output stays when units are removed.
 
-        A reader without a bias of its own gets nothing: the norm behind it takes means out. Nor
-        does a unit that is a sum or product of several, whose mean nobody measured, nor the bias
-        of a unit that is itself reset.
+        A removed input takes w E x with it, x being what the weight w met in the images: behind
+        pooling, norms and sums, and with the zeros of a padded border. That goes into the reader's
+        bias, or off the running mean of a batch norm right behind a reader without one. A bias
+        that several uses share gets their mean. A unit that is itself reset gains nothing.
+
+        The mean over images and places is kept; at a single place it may be another, most of all
+        at a padded border, where fewer weights meet an input.
 
         Args:
             chosen: Bundles that are reset.
-            means: Layer to mean activation of each of its units.
-            state: The network's weights.
-
-        Returns:
-            Bias name to what is added, in its shape.
+            readings: What was read; see `readings_of`.
+            state: The network's weights, and the buffers that may be written.
         """
-        values = self._values(means, exact=True)
         gone = np.isin(self._of, sorted(chosen))
-        found: dict[str, np.ndarray] = {}
+        users: dict[tuple[str, bytes], list[tuple[Mix, Reading | None]]] = {}
+        untaken: list[str] = []
+        losses: dict[Place, np.ndarray] = {}
         for mix in self._readers():
-            removed = (mix.reads != NOBODY) & gone[mix.reads] & np.isfinite(values[mix.reads])
-            own = next(
-                (
-                    vector.parameter
-                    for vector in self._vectors
-                    if vector.role == "bias" and np.array_equal(vector.owners, mix.makes)
-                ),
-                None,
-            )
-            if not removed.any() or own is None or own.moves:
+            # What one use of a weight loses every other use of it loses too.
+            lost = (mix.reads != NOBODY) & gone[mix.reads]
+            losses[mix.place] = lost | losses.get(mix.place, False)
+        for mix, reading in self._read(readings):
+            if mix.taker is not None and mix.taker.name in state:
+                key = (mix.taker.name, mix.taker.entries().tobytes())
+                users.setdefault(key, []).append((mix, reading))
+            elif losses[mix.place].any() and not gone[mix.makes].all():
+                untaken.append(mix.parameter.name)
+        values: dict[str, np.ndarray] = {}
+        for sharing in users.values():
+            losing = [mix for mix, _ in sharing if losses[mix.place].any()]
+            taker = sharing[0][0].taker
+            if not losing or taker is None:
                 continue
-            blocks = self._weights(mix, state).sum(dim=2).numpy()
-            seen = np.where(removed, values[mix.reads], 0.0)
-            pairs = zip(np.split(blocks, mix.groups), np.split(seen, mix.groups), strict=True)
-            gain = np.concatenate([block @ part for block, part in pairs])
-            gain[gone[mix.makes]] = 0.0
-            found[own.name] = found.get(own.name, 0.0) + gain
-        return found
+            gain, outputs = np.zeros(taker.entries().size), 0
+            for mix, reading in sharing:
+                if reading is None:
+                    untaken += [each.parameter.name for each in losing]
+                    break
+                lost = self._lost(mix, losses[mix.place], reading, state)
+                gain += np.where(gone[mix.makes], 0.0, lost) * reading.outputs
+                outputs += reading.outputs
+            else:
+                whole = values.setdefault(taker.name, np.zeros(taker.shape))
+                sign = 1.0 if taker is sharing[0][0].bias else -1.0
+                whole.reshape(-1)[taker.entries().reshape(-1)] += sign * gain / outputs
+        return Shifts(values=values, untaken=tuple(dict.fromkeys(untaken)))
+
+    def _lost(
+        self, mix: Mix, removed: np.ndarray, reading: Reading, state: Mapping[str, Tensor]
+    ) -> np.ndarray:
+        """Return the mean that each output of a reader loses with its lost inputs."""
+        weights = np.split(self._weights(mix, state).numpy(), mix.groups)
+        seen = np.split(np.where(removed[:, None], reading.mean, 0.0), mix.groups)
+        pairs = zip(weights, seen, strict=True)
+        return np.concatenate([np.tensordot(block, part, axes=2) for block, part in pairs])
 
     def _weights(self, mix: Mix, state: Mapping[str, Tensor]) -> Tensor:
         """Return a reader's weights as (outputs, inputs of a group, rest), float64."""
@@ -302,7 +473,11 @@ def _read_entries(mix: Mix, entries: np.ndarray, read: np.ndarray) -> np.ndarray
 
 
 def _joined(found: Sequence[np.ndarray]) -> np.ndarray:
-    return np.unique(np.concatenate(found))
+    # By flags: sorting the hundred million entries of a wide linear layer takes a minute.
+    flags = np.zeros(max(int(each.max(initial=-1)) for each in found) + 1, dtype=bool)
+    for each in found:
+        flags[each] = True
+    return np.flatnonzero(flags)
 
 
 def _parts(found: Mapping[str, list[np.ndarray]]) -> tuple[Part, ...]:

@@ -2,45 +2,208 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import mmap
+import os
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import ModelError
+from core.inputs import JSONError, in_words, input_status, open_input, strict_json
+from core.load.archives import ArchiveError, opened_zip, stored_members
+from core.load.pickles import Claims, PickleError
 
 # Wrappers that training scripts leave around names, and keys they keep the weights under.
 PREFIXES = ("module.", "_orig_mod.", "timm_model.", "model.")
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net")
 
 
+# Files in PyTorch's format of before 2020 are read whole, optimiser and all.
+MAX_WHOLE_BYTES = 4 * 2**30
+DEFAULT_MAX_GB = 64.0
+LIMIT_VARIABLE = "LIMBER_MAX_CHECKPOINT_GB"
+MAX_HEADER_BYTES = 64 * 2**20
+MAX_HEADER_VALUES = 1_500_000
+MAX_PICKLE_BYTES = 64 * 2**20
+# Tensors may share bytes (tied weights), or repeat theirs along an axis: both are small in files
+# that are meant.
+MAX_REPEATS = 4
+SPARE_BYTES = 64 * 2**20
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_OTHERS = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "bool")
+_NARROW = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+DTYPES = frozenset(
+    getattr(torch, name) for name in (*_FLOATS, *_NARROW, *_OTHERS, "complex64", "complex128")
+)
+ADVICE = "Give a safetensors file, or a state dict saved with torch.save(model.state_dict(), path)."
+
+
+class _UnreadableError(ValueError):
+    """A file holds no weights that can be meant; the message is a phrase for people."""
+
+
+def most_bytes() -> int:
+    """Return how large a file of weights may be; `LIMBER_MAX_CHECKPOINT_GB` changes it.
+
+    Raises:
+        ModelError: The variable holds no number above 0.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        number = float(text) if text else DEFAULT_MAX_GB
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 2**20:
+        raise ModelError(f'{LIMIT_VARIABLE} is "{text}"; give a number of gigabytes above 0.')
+    return int(number * 2**30)
+
+
+def check_checkpoint(path: Path) -> int:
+    """Hold what a file of weights claims against what it is; no tensor is loaded.
+
+    Takes little memory whatever the file says, so that it can come before anything else is done
+    with a file from elsewhere.
+
+    Returns:
+        Bytes of the tensors in it, optimiser states and all.
+
+    Raises:
+        ModelError: No file of weights, compressed, cut off, larger than it may be, or it claims
+            what it does not hold.
+    """
+    try:
+        size = input_status(path).st_size
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise ModelError(f'There is no checkpoint file "{path}". Check the path.') from error
+        raise ModelError(
+            f'The checkpoint "{path}" cannot be read ({error.strerror}). Check the path.'
+        ) from error
+    most = most_bytes()
+    if size > most:
+        raise ModelError(
+            f'"{path.name}" has {in_words(size)}, and at most {in_words(most)} are read. Set '
+            f"{LIMIT_VARIABLE} to a larger number of gigabytes to read it."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors_bytes(path)
+        with open_input(path) as file:
+            first = file.read(2)
+        if first == b"PK":
+            return _zip_bytes(path)
+        if first[:1] == b"\x80":
+            return _legacy_bytes(path, size)
+    except (ArchiveError, PickleError, _UnreadableError, JSONError) as error:
+        raise _unreadable(path, str(error)) from error
+    except OSError as error:
+        raise _unreadable(path, str(error.strerror)) from error
+    raise _unreadable(path, "it is no file of PyTorch's" if size else "empty file")
+
+
+def _unreadable(path: Path, reason: str) -> ModelError:
+    return ModelError(f'"{path.name}" cannot be read as weights ({reason[:200]}). {ADVICE}')
+
+
+def safetensors_bytes(path: Path) -> int:
+    """Return the bytes of the tensors in a safetensors file; none is loaded.
+
+    Raises:
+        ValueError: It is cut off, or its header is too large to be meant or is no JSON.
+        OSError: It cannot be opened.
+    """
+    with open_input(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _UnreadableError("it is cut off, or no safetensors file")
+        if length > MAX_HEADER_BYTES:
+            raise _UnreadableError(f"its header is larger than {in_words(MAX_HEADER_BYTES)}")
+        strict_json(file.read(length), most_values=MAX_HEADER_VALUES)
+    # The library holds each tensor's place against its shape and the file's size.
+    return size - 8 - length
+
+
+def _zip_bytes(path: Path) -> int:
+    """Return the bytes of the storages in a file that torch.save wrote, sizes checked.
+
+    Nothing in it is compressed: the storages are mapped into memory later on, not read.
+    """
+    members = stored_members(path)
+    folders = {name.partition("/")[0] for name in members}
+    pickle = members.get(f"{next(iter(folders), '')}/data.pkl")
+    if len(folders) != 1 or pickle is None:
+        raise _UnreadableError("it is a zip file, but none of PyTorch's")
+    if pickle.file_size > MAX_PICKLE_BYTES:
+        raise _UnreadableError(f"its table of tensors is larger than {in_words(MAX_PICKLE_BYTES)}")
+    claims = Claims()
+    with opened_zip(path) as archive:
+        try:
+            claims.walk(io.BytesIO(archive.read(pickle)))
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            raise _UnreadableError("it is damaged") from error
+    for key, claimed in claims.storages.items():
+        held = members.get(pickle.filename.removesuffix("data.pkl") + f"data/{key}")
+        if held is None or claimed > held.file_size:
+            found = "nothing" if held is None else in_words(held.file_size)
+            raise _UnreadableError(
+                f'it claims {in_words(claimed)} for "{key[:80]}" and holds {found} there'
+            )
+    return sum(claims.storages.values())
+
+
+def _legacy_bytes(path: Path, size: int) -> int:
+    """Return the bytes of the storages in a file of PyTorch before 1.6, sizes checked."""
+    claims = Claims()
+    with (
+        open_input(path) as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream,
+    ):
+        # Three short ones say what wrote it; then the object, and the order of the storages.
+        for _ in range(5):
+            claims.walk(stream)  # type: ignore[arg-type]
+        left = size - stream.tell()
+    total = sum(claims.storages.values())
+    if total > left or not claims.storages.keys() <= claims.texts:
+        raise _UnreadableError(f"it claims {in_words(total)} of numbers and holds {in_words(left)}")
+    if total > MAX_WHOLE_BYTES:
+        raise _UnreadableError(
+            f"it is in the format of before PyTorch 1.6, of which at most "
+            f"{in_words(MAX_WHOLE_BYTES)} are read"
+        )
+    return total
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file or a pickled state dict (weights only, no code is run).
+
+    The file is mapped into memory: only what is used of the tensors is read from disk, and an
+    optimiser's state beside them costs nothing.
 
     Returns:
         Names to CPU tensors. Known wrappers around the dict are opened; names are as stored.
 
     Raises:
-        ModelError: There is no such file, or it holds no state dict.
+        ModelError: There is no such file, it holds no state dict, or not what it claims to hold.
     """
-    if not path.is_file():
-        raise ModelError(f'There is no checkpoint file "{path}". Check the path.')
+    check_checkpoint(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _content(path)
     except Exception as error:
         # A damaged pickle raises nearly anything, AssertionError and IndexError among it.
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "empty file"
         if first_line.startswith("Weights only load failed"):
             first_line = "it holds more than tensors, or is no such file at all"
-        raise ModelError(
-            f'"{path.name}" cannot be read as weights ({first_line[:160]}). Give a safetensors '
-            "file, or a state dict saved with torch.save(model.state_dict(), path)."
-        ) from error
+        raise _unreadable(path, first_line[:160]) from error
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -50,19 +213,64 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f'"{path.name}" holds {type(content).__name__}, not a state dict. Save '
             "model.state_dict() and give that file."
         )
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {
+        name: value.detach()
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
+        keys = ", ".join(str(key)[:80] for key in list(content)[:3] if isinstance(key, str | int))
         raise ModelError(
-            f'"{path.name}" holds no tensors (its keys begin with '
-            f"{', '.join(map(str, list(content)[:3]))}). Save model.state_dict() and give that."
+            f'"{path.name}" holds no tensors (its keys begin with {keys}). Save '
+            "model.state_dict() and give that."
         )
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_meta:
+        odd = _oddity(name, value)
+        if odd is not None:
             raise ModelError(
-                f'"{path.name}" holds "{name}" as {"no values" if value.is_meta else "sparse"}. '
-                "Save the state of a dense network that is loaded."
+                f'"{path.name}" holds "{name[:200]}" {odd}. Save the state of a dense network that '
+                "is loaded."
             )
-    return tensors
+    claimed, size = state_bytes(tensors), path.stat().st_size
+    if claimed > MAX_REPEATS * size + SPARE_BYTES:
+        raise _unreadable(
+            path, f"its tensors claim {in_words(claimed)}, and the file has {in_words(size)}"
+        )
+    # A flag of conjugation or sign instead of values: bytes would be those of other numbers.
+    return {name: value.resolve_conj().resolve_neg() for name, value in tensors.items()}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with path.open("rb") as file:
+        mapped = file.read(2) == b"PK"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _oddity(name: str, value: Tensor) -> str | None:
+    """Return in what a tensor is none of plain numbers in memory, as the end of "holds it ..."."""
+    with suppress(UnicodeEncodeError):
+        name.encode()
+        if type(value) is not Tensor:
+            return f"as a {type(value).__name__}"
+        for holds, what in (
+            (value.is_nested, "as nested"),
+            (value.is_quantized, "as quantised"),
+            (value.is_meta, "as no values"),
+            (value.layout != torch.strided, "as sparse"),
+            (value.dtype not in DTYPES, f"as {str(value.dtype).removeprefix('torch.')}"),
+            (value.device.type != "cpu", f"on {value.device.type}"),
+        ):
+            if holds:
+                return what
+        return None
+    return "under a name that is no text"
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> int:
+    """Return how many bytes the tensors of a state take once each is written out."""
+    return sum(value.numel() * value.element_size() for value in state.values())
 
 
 def without_wrappers(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from core.errors import DataError
+from core.load.folders import Found, walk
+from core.load.intensities import Raw, Tally, mapped, range_of
 from core.load.models import ASSETS
+from core.load.pictures import PLAIN, Look
 from core.load.sources import (
     Item,
     Source,
@@ -31,15 +36,23 @@ from core.records import (
     DataOutline,
     DatasetEntry,
     DataSpec,
+    IntensityRange,
     Preprocessing,
     SampleImage,
 )
 from core.seeding import generator
+from core.text import as_text
 
 VAL_SHARE = 0.2
 SPLIT_SEED = 0
 # Longer pictures are cut to so many times their shorter side before they are scaled.
 MAX_ASPECT = 8
+# Black and white are measured on so many images and pixels at most: some seconds of reading.
+MEASURED_IMAGES = 10_000
+MEASURED_PIXELS = 2**27
+KEPT_OPEN = 4
+# Classes that a sentence names before it counts the rest.
+NAMED_CLASSES = 5
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -138,17 +151,20 @@ def resolve_data(name: str) -> DataSpec:
     )
 
 
-@lru_cache(maxsize=4)
-def _opened(spec_json: str, stamp: str) -> ImageSet:
-    del stamp  # part of the key alone: a changed file is opened again
-    spec = DataSpec.model_validate_json(spec_json)
+Progress = Callable[[int, int], None]
+
+_OPENED: OrderedDict[tuple[str, str], ImageSet] = OrderedDict()
+_OPENED_LOCK = threading.Lock()
+
+
+def _open(spec: DataSpec, found: Found | None, on_progress: Progress | None) -> ImageSet:
     entry: dict[str, Any] = {}
     source: Source
     if spec.source == "embedded":
         entry = embedded_sets()[spec.name]
         source = open_zip(ASSETS / "data" / entry["file"])
     elif spec.source == "folder":
-        source = open_folder(Path(spec.name))
+        source = open_folder(Path(spec.name), found)
     elif spec.source == "zip":
         source = open_zip(Path(spec.name))
     elif spec.source == "npz":
@@ -166,51 +182,222 @@ def _opened(spec_json: str, stamp: str) -> ImageSet:
             )
             for split, items in splits.items()
         }
+    counts = {split: class_counts(items, len(classes)) for split, items in splits.items()}
+    caveats = _unequal_parts(classes, counts)
+    ranges = _ranges(source, splits, notes, on_progress)
     digest = hashlib.sha256()
     digest.update("\0".join(classes).encode())
     for split, items in splits.items():
         for item in items:
             line = f"{split}\0{item.label}\0{item.name}\0{source.digest(item)}\n"
             digest.update(line.encode())
+    for each in ranges.values():
+        digest.update(f"{each.kind}\0{each.low!r}\0{each.high!r}\n".encode())
     outline = DataOutline(
         spec=spec,
-        title=entry.get("title", Path(spec.name).name),
+        title=entry.get("title", as_text(Path(spec.name).name)),
         description=entry.get("description", ""),
         classes=classes,
-        counts={split: class_counts(items, len(classes)) for split, items in splits.items()},
+        counts=counts,
         fingerprint=digest.hexdigest(),
-        fingerprint_covers=source.digest_covers,
+        fingerprint_covers=source.digest_covers
+        + (", and which intensities are black and white" if ranges else ""),
         licence=entry.get("licence"),
         citation=entry.get("citation"),
         notes=tuple(notes),
+        caveats=caveats,
+        intensities=tuple(ranges.values()),
     )
-    return ImageSet(outline=outline, splits=splits, open=source.open)
+
+    def opened(item: Item) -> Image.Image:
+        stored = source.open(item)
+        if not isinstance(stored, Raw):
+            return stored
+        if stored.kind not in ranges:
+            raise DataError(
+                f'Image "{item.name}" has more than eight bits, which it had not when the set was '
+                "opened. Open the set again."
+            )
+        return mapped(stored, ranges[stored.kind], item.name)
+
+    return ImageSet(outline=outline, splits=splits, open=opened)
 
 
-def _stamp(path: Path, spec: DataSpec) -> str:
-    """Return a mark that changes when the files do: a folder's own date knows no subfolder."""
-    paths = [path, *sorted(path.rglob("*"))] if spec.source == "folder" else [path]
-    marks = ((str(each), each.stat()) for each in paths)
-    text = "".join(f"{name}\0{mark.st_size}\0{mark.st_mtime_ns}\n" for name, mark in marks)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
-def open_images(spec: DataSpec) -> ImageSet:
-    """Open a data set: list its items, divide what is not divided, take its fingerprint.
+def _unequal_parts(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Return what is to be said where training and validation do not hold the same classes.
 
     Raises:
-        DataError: The files are not there, hold no images, or fewer than two classes.
+        DataError: They share none, or fewer than two classes can be learnt.
+    """
+    train, val = counts["train"], counts["val"]
+    untested = [i for i in range(len(classes)) if train[i] and not val[i]]
+    unlearnt = [i for i in range(len(classes)) if val[i] and not train[i]]
+    empty = len(classes) - sum(1 for i in range(len(classes)) if train[i] or val[i])
+
+    def named(places: Sequence[int], images: Sequence[int] | None = None) -> str:
+        shown = [
+            f'"{classes[i]}"' + (f" ({images[i]:,})" if images is not None else "")
+            for i in places[:NAMED_CLASSES]
+        ]
+        more = len(places) - len(shown)
+        return ", ".join(shown) + (f" and {more:,} more" if more else "")
+
+    shared = sum(1 for i in range(len(classes)) if train[i] and val[i])
+    if not shared and any(train) and any(val):
+        raise DataError(
+            f"Training and validation share no class: {named(untested)} have training images, "
+            f"{named(unlearnt)} validation images. Name the classes of both parts alike."
+        )
+    if sum(1 for each in train if each) < 2 <= len(classes) - empty:
+        raise DataError(
+            f"Training images are there for {named([i for i, each in enumerate(train) if each])} "
+            "alone, and a network needs two classes to tell apart. Add images of another class."
+        )
+    rows = []
+    if unlearnt:
+        they = "It" if len(unlearnt) == 1 else "They"
+        rows.append(
+            f"{_have(len(unlearnt))} validation images and no training image: "
+            f"{named(unlearnt, val)}. {they} cannot be learnt, and these images count as mistakes "
+            "in every arm."
+        )
+    if untested:
+        them = "it" if len(untested) == 1 else "them"
+        rows.append(
+            f"{_have(len(untested))} training images and no validation image: "
+            f"{named(untested, train)}. Accuracy says nothing of {them}."
+        )
+    if empty:
+        rows.append(f"{_have(empty)} no image at all, only a place in the head.")
+    return tuple(rows)
+
+
+def _have(classes: int) -> str:
+    return f"{classes:,} class has" if classes == 1 else f"{classes:,} classes have"
+
+
+def _ranges(
+    source: Source,
+    splits: Mapping[str, Sequence[Item]],
+    notes: list[str],
+    on_progress: Progress | None,
+) -> dict[str, IntensityRange]:
+    """Find out what the images hold beside plain 8-bit pixels, and say so.
+
+    Returns:
+        By the type they are stored in, which intensities are black and white.
+
+    Raises:
+        DataError: An image that had to be measured cannot be read.
+    """
+    if source.look is None:
+        return {}
+    looks = {item: source.look(item) for items in splits.values() for item in items}
+    odd = [look for look in looks.values() if look != PLAIN]
+    notes += _odd_files(odd)
+    stored = Counter(look.kind for look in odd if look.kind is not None)
+    if not stored:
+        return {}
+    tallies = _measured(source, splits["train"], looks, on_progress)
+    # Of a type that no training image has: nothing else is there to go by.
+    alone = {kind for kind in stored if kind not in tallies}
+    if alone:
+        others = [item for item in splits["val"] if looks[item].kind in alone]
+        tallies |= _measured(source, others, looks, on_progress)
+    found = {kind: range_of(tally, images=stored[kind]) for kind, tally in sorted(tallies.items())}
+    notes += [each.sentence for each in found.values()]
+    return found
+
+
+def _odd_files(looks: Sequence[Look]) -> list[str]:
+    said = (
+        ("pages", "of several pages or frames: the first of each is read"),
+        ("transparent", "with transparency: it is left out, the colours below it stay"),
+        ("turned", "whose EXIF data ask for a rotation: they are read as they are stored"),
+        ("inverted", "of more than eight bits whose zero is white: they are turned round"),
+    )
+    rows = []
+    for name, words in said:
+        count = sum(1 for look in looks if getattr(look, name))
+        if count:
+            rows.append(f"{count:,} file{'' if count == 1 else 's'} {words}.")
+    return rows
+
+
+def _measured(
+    source: Source,
+    items: Sequence[Item],
+    looks: Mapping[Item, Look],
+    on_progress: Progress | None,
+) -> dict[str, Tally]:
+    """Read images of more than eight bits, classes in turn, and tally them by their type."""
+    tallies: dict[str, Tally] = {}
+    wanted = tuple(item for item in items if looks[item].kind is not None)
+    chosen = choose_items(wanted, MEASURED_IMAGES, seed=SPLIT_SEED)
+    pixels = 0
+    for done, item in enumerate(chosen):
+        # Each type is measured on one image at least, however large the images before it were.
+        if pixels > MEASURED_PIXELS and looks[item].kind in tallies:
+            continue
+        stored = source.open(item)
+        if isinstance(stored, Raw):
+            pixels += stored.values.size
+            tallies.setdefault(stored.kind, Tally(kind=stored.kind)).add(stored, item.name)
+        if on_progress is not None:
+            on_progress(done + 1, len(chosen))
+    return tallies
+
+
+def _stamp(path: Path, spec: DataSpec) -> tuple[str, Found | None]:
+    """Return a mark that changes when the files do, and what was found on the way.
+
+    A folder's own date knows no subfolder.
+    """
+    if spec.source != "folder":
+        mark = path.stat()
+        return f"{mark.st_size}\0{mark.st_mtime_ns}", None
+    found = walk(path)
+    text = "".join(f"{name}\0{size}\0{date}\n" for name, (size, date) in found.files.items())
+    text += repr(sorted(found.skipped.items()))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest(), found
+
+
+def open_images(spec: DataSpec, *, on_progress: Progress | None = None) -> ImageSet:
+    """Open a data set: list its items, divide what is not divided, take its fingerprint.
+
+    Images of more than eight bits are measured on the way, so that one range of intensities holds
+    for all of them; a set that has none is not decoded. The last few sets stay open.
+
+    Args:
+        spec: Which set.
+        on_progress: Called with (done, total) while images are measured; may raise to stop.
+
+    Raises:
+        DataError: The files are not there, hold no images, or fewer than two classes; an image
+            that is measured cannot be read.
     """
     try:
-        stamp = "" if spec.source == "embedded" else _stamp(Path(spec.root or spec.name), spec)
+        stamp, found = (
+            ("", None) if spec.source == "embedded" else _stamp(Path(spec.root or spec.name), spec)
+        )
     except OSError as error:
         raise DataError(f'Data "{spec.root or spec.name}" is no longer there.') from error
-    return _opened(spec.model_dump_json(), stamp)
+    key = (spec.model_dump_json(), stamp)
+    with _OPENED_LOCK:
+        if key in _OPENED:
+            _OPENED.move_to_end(key)
+            return _OPENED[key]
+    images = _open(spec, found, on_progress)
+    with _OPENED_LOCK:
+        _OPENED[key] = images
+        while len(_OPENED) > KEPT_OPEN:
+            _OPENED.popitem(last=False)
+    return images
 
 
-def outline_data(spec: DataSpec) -> DataOutline:
-    """Return a data set's classes, counts and fingerprint; no pixel is decoded."""
-    return open_images(spec).outline
+def outline_data(spec: DataSpec, *, on_progress: Progress | None = None) -> DataOutline:
+    """Return a data set's classes, counts and fingerprint; as `open_images`."""
+    return open_images(spec, on_progress=on_progress).outline
 
 
 def class_counts(items: tuple[Item, ...], classes: int) -> tuple[int, ...]:

@@ -20,9 +20,18 @@ from torch import Tensor, nn
 
 from core.errors import LimberError, ModelError
 from core.hooks import memory_kept, module_kept
-from core.load.checkpoints import read_checkpoint, state_sha256, without_wrappers
+from core.inputs import in_words, is_input
+from core.load.checkpoints import (
+    SPARE_BYTES,
+    read_checkpoint,
+    state_bytes,
+    state_sha256,
+    without_wrappers,
+)
 from core.load.network import require_host
+from core.load.soundness import fitted_state
 from core.records import ModelCard, ModelEntry, ModelSpec, Preprocessing
+from core.records.specs import odd_kwarg, odd_name
 from core.seeding import random_state_kept
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -36,6 +45,8 @@ LR_WITHOUT = 5e-5
 OFFLINE_ADVICE = (
     "Connect once, give the file with --checkpoint, use --weights none, or take an embedded model."
 )
+# A state may hold so many times what the model takes: other towers, averages of the weights.
+MOST_STATE = 8
 # timm families whose position embedding can be interpolated in the forward pass, so that the
 # stored weights do not depend on the image size.
 DYNAMIC_SIZE_FAMILIES = frozenset({"vision_transformer", "deit", "eva"})
@@ -138,7 +149,7 @@ def resolve_model(
         )
     if checkpoint is not None and weights == "none":
         raise ModelError("Random weights and a checkpoint were asked for. Give one of the two.")
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    if checkpoint is not None and not is_input(Path(checkpoint)):
         raise ModelError(f'There is no checkpoint file "{checkpoint}". Check the path.')
     prefix, colon, bare = name.partition(":")
     forced = prefix if colon else None
@@ -172,10 +183,10 @@ def _unknown_model(bare: str, forced: str | None) -> str:
         known |= _timm_names()
     if forced in (None, "torchvision"):
         known |= _torchvision_names()
-    near = difflib.get_close_matches(bare, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(bare[:100], known, n=3, cutoff=0.6)
     hint = f"Nearest: {', '.join(near)}. " if near else ""
     where = forced or "the embedded models, timm or torchvision"
-    return f'Model "{bare}" is not in {where}. {hint}See python -m core list models.'
+    return f'Model "{bare[:200]}" is not in {where}. {hint}See python -m core list models.'
 
 
 def _timm_kwargs(name: str) -> dict[str, bool | int | float | str]:
@@ -222,7 +233,30 @@ def build_module(spec: ModelSpec, *, classes: int | None, seed: int) -> nn.Modul
             ) from error
 
 
+def check_spec(spec: ModelSpec) -> None:
+    """Raise unless a specification, perhaps a stranger's, names a model of its library.
+
+    Of other names timm makes requests to a hub or opens folders, and runs what it finds there;
+    of other arguments the libraries open files.
+
+    Raises:
+        ModelError: The library lists no such model, or the arguments are not known to be harmless.
+    """
+    listed: frozenset[str] | dict[str, Any] = frozenset()
+    if spec.source == "embedded":
+        listed = embedded_catalogue()
+    elif odd_name(spec.name) is None:
+        listed = _timm_names() if spec.source == "timm" else _torchvision_names()
+    name = spec.name.split(".", 1)[0] if spec.source == "timm" else spec.name
+    if name not in listed:
+        raise ModelError(_unknown_model(spec.name, spec.source))
+    problem = odd_kwarg(spec.kwargs)
+    if problem is not None:
+        raise ModelError(f'The model "{spec.name}" cannot be built as asked: {problem}.')
+
+
 def _construct(spec: ModelSpec, classes: int | None) -> nn.Module:
+    check_spec(spec)
     sized: dict[str, Any] = dict(spec.kwargs)
     if classes is not None:
         sized["num_classes"] = classes
@@ -442,6 +476,12 @@ def _load_state(
     resized = any(
         state[name].shape != target[name].shape for name in target.keys() & state.keys() - head
     )
+    held, own = state_bytes(state), 4 * sum(value.numel() for value in target.values())
+    if held > MOST_STATE * own + SPARE_BYTES:
+        raise ModelError(
+            f"These weights do not fit {spec.name}: the file has {in_words(held)} of them and the "
+            f"model takes {in_words(own)}. Choose the architecture the file was saved from."
+        )
     if convert is not None and spec.source != "torchvision" and (renamed or resized):
         try:
             state = dict(convert(dict(state), module))
@@ -476,7 +516,9 @@ def _load_state(
             f"Left out {len(unexpected)} tensors that the model has no place for, "
             f'first "{unexpected[0]}".'
         )
-    kept = {name: state[name].to(target[name].dtype) for name in wanted & state.keys()}
+    kept, cast = fitted_state(state, target, wanted & state.keys(), title=spec.name)
+    if cast and spec.weights == "checkpoint":
+        notes.append(f"The checkpoint's weights are stored as {', '.join(cast)}, used as float32.")
     module.load_state_dict(kept, strict=False)
 
 

@@ -7,28 +7,38 @@ open one item. Nothing is unpacked to disk and no header of an archive is believ
 from __future__ import annotations
 
 import inspect
-import io
+import math
+import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from core.errors import DataError
+from core.inputs import in_words, open_input
+from core.load.archives import ArchiveError, opened_zip
+from core.load.arrays import ArrayError, ArrayHeader, array_headers, read_arrays
+from core.load.folders import Found, look_at_files, walk
+from core.load.intensities import Raw
+from core.load.pictures import IMAGE_SUFFIXES, PLAIN, Look, Stored, look_at, read_image
+from core.text import as_text
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-)
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")
 MAX_FILES = 200_000
 MAX_FILE_BYTES = 64 * 2**20
-MAX_PIXELS = 50_000_000
 MAX_CLASSES = 10_000
+MAX_ARRAY_IMAGES = 1_000_000
+# Arrays of images stay in memory, where files are read as they are needed.
+DEFAULT_ARRAY_GB = 4.0
+ARRAY_VARIABLE = "LIMBER_MAX_NPZ_GB"
+# Folders within folders of a zip file.
+MAX_NESTED = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,41 +53,25 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Items of one data set and how to open them; `digest` is a cheap content mark of an item."""
+    """Items of one data set and how to open them.
+
+    Attributes:
+        classes: Their names.
+        items: In a fixed order.
+        open: Decodes an item: an RGB image, or stored pixels of more than eight bits.
+        digest: A cheap content mark of an item.
+        digest_covers: What the marks tell apart.
+        notes: How the set was read.
+        look: What an item is like without decoding it; None where all are plain.
+    """
 
     classes: tuple[str, ...]
     items: tuple[Item, ...]
-    open: Callable[[Item], Image.Image]
+    open: Callable[[Item], Stored]
     digest: Callable[[Item], str]
     digest_covers: str
     notes: tuple[str, ...] = ()
-
-
-def read_image(data: bytes, name: str) -> Image.Image:
-    """Decode one image to RGB, refusing what is too large to be one.
-
-    Raises:
-        DataError: Not an image, broken, or more than `MAX_PIXELS` pixels.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(
-                f'Image "{name}" has {image.width} x {image.height} pixels; at most '
-                f"{MAX_PIXELS:,} are read. Make it smaller."
-            )
-        return image.convert("RGB")
-    except (
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        SyntaxError,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise DataError(
-            f'Image "{name}" cannot be read: it is damaged or not an image. Remove or replace it.'
-        ) from error
+    look: Callable[[Item], Look] | None = None
 
 
 def _splits(paths: Iterable[PurePosixPath], where: str) -> tuple[tuple[str, ...], list[Item], str]:
@@ -132,57 +126,67 @@ def _splits(paths: Iterable[PurePosixPath], where: str) -> tuple[tuple[str, ...]
         rows = [("all", name, path) for _, name, path in rows]
     index = {name: i for i, name in enumerate(classes)}
     items = [
-        Item(split=split, label=index[name], name="/".join(path.parts), key=str(path))
+        Item(split=split, label=index[name], name=as_text("/".join(path.parts)), key=str(path))
         for split, name, path in sorted(rows, key=lambda row: str(row[2]))
     ]
-    return classes, items, note
+    return tuple(map(as_text, classes)), items, note
 
 
-def open_folder(folder: Path) -> Source:
-    """Read the names of an image folder (class folders, with or without train and val above)."""
-    paths: list[PurePosixPath] = []
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
-            paths.append(PurePosixPath(path.relative_to(folder).as_posix()))
-            if len(paths) > MAX_FILES:
-                raise DataError(f'Folder "{folder}" holds more than {MAX_FILES:,} images.')
-    classes, items, note = _splits(paths, f'Folder "{folder}"')
+def open_folder(folder: Path, found: Found | None = None) -> Source:
+    """Read the names of an image folder (class folders, with or without train and val above).
+
+    Args:
+        folder: Where it lies.
+        found: What is known to lie in it; None lists it now.
+    """
+    found = found or walk(folder)
+    if len(found.files) > MAX_FILES:
+        raise DataError(f'Folder "{folder}" holds more than {MAX_FILES:,} images.')
+    looks = look_at_files(folder, found)
+    try:
+        classes, items, note = _splits(
+            [PurePosixPath(name) for name in found.files], f'Folder "{folder}"'
+        )
+    except DataError as error:
+        raise DataError(f"{error} {found.note}".rstrip()) from error
 
     def data(item: Item) -> bytes:
-        path = folder / item.key
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise DataError(f'Image "{item.name}" is larger than {MAX_FILE_BYTES >> 20} MiB.')
-            return path.read_bytes()
+            with open_input(folder / item.key) as stream:
+                content = stream.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise DataError(
                 f'Image "{item.name}" cannot be read ({error.strerror}). Check the folder.'
             ) from error
+        if len(content) > MAX_FILE_BYTES:
+            raise DataError(f'Image "{item.name}" is larger than {MAX_FILE_BYTES >> 20} MiB.')
+        return content
 
     return Source(
         classes=classes,
         items=tuple(items),
-        notes=(note,) if note else (),
+        notes=tuple(each for each in (note, found.note) if each),
         open=lambda item: read_image(data(item), item.name),
-        digest=lambda item: str((folder / item.key).stat().st_size),
+        digest=lambda item: str(found.files[item.key][0]),
         digest_covers="splits, classes, file names and file sizes",
+        look=lambda item: looks.get(item.key, PLAIN),
     )
 
 
 def open_zip(path: Path) -> Source:
     """Read the names of an image folder inside a zip file; members are read on demand."""
     try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:
-        # Damaged archives raise nearly anything; so do those of later formats.
+        archive = opened_zip(path)
+    except (OSError, ArchiveError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f'"{path.name}" is not a readable zip file. Zip the folder again.'
+            f'"{path.name}" is not a readable zip file ({why}). Zip the folder again.'
         ) from error
     infos: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = PurePosixPath(info.filename)
         unsafe = name.is_absolute() or ".." in name.parts or "\\" in info.filename
+        unsafe = unsafe or len(name.parts) > MAX_NESTED
         hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
         if info.is_dir() or unsafe or hidden or name.suffix.lower() not in IMAGE_SUFFIXES:
             continue
@@ -205,6 +209,14 @@ def open_zip(path: Path) -> Source:
             raise DataError(f'Image "{item.name}" is larger than {MAX_FILE_BYTES >> 20} MiB.')
         return content
 
+    def look(item: Item) -> Look:
+        try:
+            with archive.open(infos[item.key]) as member:
+                return look_at(cast(BinaryIO, member))
+        except Exception:
+            # Cannot be unpacked, as `data` will say.
+            return PLAIN
+
     return Source(
         classes=classes,
         items=tuple(items),
@@ -212,41 +224,44 @@ def open_zip(path: Path) -> Source:
         open=lambda item: read_image(data(item), item.name),
         digest=lambda item: f"{infos[item.key].CRC:08x}",
         digest_covers="splits, classes, file names and the CRC-32 of every file",
+        look=look,
     )
 
 
 def open_npz(path: Path) -> Source:
-    """Read a MedMNIST-style file: {train,val,test}_images (n, h, w[, 3]) uint8 and _labels."""
+    """Read a MedMNIST-style file: {train,val,test}_images (n, h, w[, 3]) and _labels.
+
+    Pixels are uint8, or of another integer or floating-point type that is then the same in both
+    parts and mapped by one range.
+    """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except Exception as error:
-        # Damaged files raise nearly anything; one that claims too large a shape, MemoryError.
-        raise DataError(f'"{path.name}" is not a readable npz file of plain arrays.') from error
-    second = next((name for name in ("val", "test") if f"{name}_images" in arrays), None)
-    if "train_images" not in arrays or "train_labels" not in arrays or second is None:
+        headers = array_headers(path)
+    except OSError as error:
+        raise DataError(f'"{path.name}" cannot be read ({error.strerror}).') from error
+    except ArrayError as error:
         raise DataError(
-            f'"{path.name}" has the arrays {", ".join(sorted(arrays)[:6]) or "(none)"}; expected '
+            f'"{path.name}" is not a readable npz file of plain arrays ({error}).'
+        ) from error
+    second = next((name for name in ("val", "test") if f"{name}_images" in headers), None)
+    if "train_images" not in headers or "train_labels" not in headers or second is None:
+        raise DataError(
+            f'"{path.name}" has the arrays {", ".join(sorted(headers)[:6]) or "(none)"}; expected '
             "train_images, train_labels, val_images and val_labels as in MedMNIST files."
         )
+    _check_npz(path, headers, second)
+    wanted = [f"{stem}_{what}" for stem in ("train", second) for what in ("images", "labels")]
+    try:
+        arrays = read_arrays(path, {name: headers[name] for name in wanted if name in headers})
+    except ArrayError as error:
+        raise DataError(
+            f'"{path.name}" is not a readable npz file of plain arrays ({error}).'
+        ) from error
     items: list[Item] = []
     pixels: dict[str, np.ndarray[Any, Any]] = {}
     labels_seen: set[int] = set()
     for split, stem in (("train", "train"), ("val", second)):
-        images, labels = arrays[f"{stem}_images"], arrays.get(f"{stem}_labels")
-        if labels is None or images.dtype != np.uint8 or images.ndim not in (3, 4):
-            raise DataError(
-                f'"{path.name}": {stem}_images must be uint8 of shape (n, height, width) or '
-                f"(n, height, width, 3), with {stem}_labels beside it."
-            )
-        if images.size == 0 or (images.ndim == 4 and images.shape[-1] != 3):
-            raise DataError(
-                f'"{path.name}": {stem}_images has the shape {images.shape}; expected (n, height, '
-                "width) or (n, height, width, 3), with at least one image and pixel."
-            )
-        flat = labels.reshape(len(labels), -1) if labels.ndim else labels.reshape(1, 1)
-        if flat.shape[1] != 1 or len(flat) != len(images) or flat.dtype.kind not in "iub":
-            raise DataError(f'"{path.name}": {stem}_labels must hold one class number an image.')
+        images, labels = arrays[f"{stem}_images"], arrays[f"{stem}_labels"]
+        flat = labels.reshape(len(images), 1)
         pixels[split] = images
         for i, label in enumerate(flat[:, 0].tolist()):
             labels_seen.add(int(label))
@@ -259,13 +274,100 @@ def open_npz(path: Path) -> Source:
             f"{MAX_CLASSES:,} are read."
         )
     classes = tuple(f"class {i}" for i in range(max(labels_seen) + 1))
+    kinds = {split: array.dtype.newbyteorder("=").name for split, array in pixels.items()}
+    if len(set(kinds.values())) > 1:
+        raise DataError(
+            f'"{path.name}": train_images are {kinds["train"]} and {second}_images '
+            f"{kinds['val']}; store both in one type."
+        )
+    kind = kinds["train"]
+
+    def opened(item: Item) -> Stored:
+        values = pixels[item.split][int(item.key)]
+        if kind == "uint8":
+            return Image.fromarray(values).convert("RGB")
+        return Raw(values=values.astype(kind, copy=False), kind=kind)
+
     return Source(
         classes=classes,
         items=tuple(items),
-        open=lambda item: Image.fromarray(pixels[item.split][int(item.key)]).convert("RGB"),
+        open=opened,
+        look=None if kind == "uint8" else lambda item: Look(kind=kind),
         digest=lambda item: f"{zlib.crc32(pixels[item.split][int(item.key)].tobytes()):08x}",
         digest_covers="splits, classes and the CRC-32 of every image's pixels",
     )
+
+
+def _check_npz(path: Path, headers: Mapping[str, ArrayHeader], second: str) -> None:
+    """Raise unless the arrays' headers are those of images and their classes, and affordable.
+
+    Raises:
+        DataError: Another type or shape, or more images or bytes than are read.
+    """
+    total = 0
+    for stem in ("train", second):
+        images, labels = headers[f"{stem}_images"], headers.get(f"{stem}_labels")
+        if labels is None or images.dtype.kind not in "uif" or len(images.shape) not in (3, 4):
+            raise DataError(
+                f'"{path.name}": {stem}_images must be whole or floating-point numbers of shape '
+                f"(n, height, width) or (n, height, width, 3), with {stem}_labels beside it."
+            )
+        if 0 in images.shape or (len(images.shape) == 4 and images.shape[-1] != 3):
+            raise DataError(
+                f'"{path.name}": {stem}_images has the shape {images.shape}; expected (n, height, '
+                "width) or (n, height, width, 3), with at least one image and pixel."
+            )
+        count = images.shape[0]
+        if count > MAX_ARRAY_IMAGES:
+            raise DataError(
+                f'"{path.name}": {stem}_images holds {count:,} images; at most '
+                f"{MAX_ARRAY_IMAGES:,} are read."
+            )
+        one_each = math.prod(labels.shape) == count and labels.shape[:1] in ((count,), ())
+        if not one_each or labels.dtype.kind not in "iub":
+            raise DataError(f'"{path.name}": {stem}_labels must hold one class number an image.')
+        total += images.bytes
+    most = most_array_bytes()
+    if total > most:
+        raise DataError(
+            f'"{path.name}" unpacks to {in_words(total)} of images, and at most {in_words(most)} '
+            f"are held in memory. Set {ARRAY_VARIABLE} to a larger number of gigabytes, or save "
+            "the images as files in a zip or folder."
+        )
+
+
+def most_array_bytes() -> int:
+    """Return how much an npz file may unpack to; `LIMBER_MAX_NPZ_GB` changes it.
+
+    Raises:
+        DataError: The variable holds no number above 0.
+    """
+    text = os.environ.get(ARRAY_VARIABLE, "")
+    try:
+        number = float(text) if text else DEFAULT_ARRAY_GB
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 2**20:
+        raise DataError(f'{ARRAY_VARIABLE} is "{text}"; give a number of gigabytes above 0.')
+    return int(number * 2**30)
+
+
+def check_npz(path: Path) -> int:
+    """Hold what an npz file of images claims against what may be read; no array is loaded.
+
+    Returns:
+        Bytes of the arrays once unpacked.
+
+    Raises:
+        DataError: No npz file, or more than may be read.
+    """
+    try:
+        return sum(header.bytes for header in array_headers(path).values())
+    except (OSError, ArrayError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f'"{path.name}" is not a readable npz file of plain arrays ({why}).'
+        ) from error
 
 
 def torchvision_sets() -> tuple[str, ...]:
@@ -336,6 +438,11 @@ def open_torchvision(name: str, root: str) -> Source:
 
     def opened(item: Item) -> Image.Image:
         image = by_split[item.split][int(item.key)][0]
+        if image.mode.startswith("I") or image.mode == "F":
+            raise DataError(
+                f'Image "{item.name}" of torchvision\'s {name} has more than eight bits. Save the '
+                "set as a folder of 16-bit PNG or TIFF files."
+            )
         converted: Image.Image = image.convert("RGB")
         return converted
 

@@ -25,10 +25,13 @@ from core.trace import first_tensor, watched_forward
 MOST_IMAGES = 512
 TRANSFER_NAMES = ("probe_accuracy", "logme", "cka_twin")
 _PENALTIES = tuple(10.0**power for power in range(-4, 3))
-_ROUNDS = 30
 FOLDS = 5
 # Of a sum of squares, what counts as nothing left.
 FITTED = 1e-12
+# How far below the highest evidence the one that is found may lie, in nats an image.
+EVIDENCE_TOLERANCE = 1e-9
+# Of log(alpha / beta): the first steps of the search, and into how many one is divided.
+FIRST_STEP, SPLIT = 0.25, 8
 
 
 def pooled_features(
@@ -140,59 +143,113 @@ def logme(features: Float[Tensor, "image unit"], labels: Int[Tensor, " image"]) 
     """Return the log maximum evidence of the labels under a linear model, per image.
 
     Args:
-        features: (images, units).
+        features: (images, units), finite.
         labels: (images,).
 
     Returns:
         In nats an image, averaged over the classes that are there; higher is better. NaN where
-        all features are zero. Only differences between
-        features of the same images say anything.
+        all features are zero. Only differences between features of the same images say anything.
 
     Source:
         You et al., "LogME: Practical Assessment of Pre-trained Models for Transfer Learning",
-        ICML 2021, arXiv:2102.11005. We centre nothing, as they do not; the fixed-point iteration
-        stops at a relative change of 1e-3 or after 30 rounds.
+        ICML 2021, arXiv:2102.11005. We centre nothing, as they do not. Their fixed-point
+        iteration stops at whichever maximum is nearest, or after 11 rounds; this is the highest.
     """
     wide = features.double()
-    n, width = wide.shape
     left, singular, _ = torch.linalg.svd(wide, full_matrices=False)
     if not float(singular[0]) > 0:
         return math.nan
-    # At its largest the evidence does not change with the scale of the features.
+    # At its largest the evidence does not change with the scale of the features. Directions that
+    # rounding alone has filled are none.
     squares = (singular / singular[0]) ** 2
+    held = squares.sqrt() > max(wide.shape) * torch.finfo(torch.float64).eps
     # Absent classes are left out: a column of zeros would be fitted without end.
     targets = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1]).double()
-    total = 0.0
-    for target in targets.T:
-        seen = (left.T @ target) ** 2
-        whole = float((target**2).sum())
-        rest = max(whole - float(seen.sum()), 0.0)
-        # Labels that are fitted exactly would have infinite evidence.
-        least = FITTED * whole
-        alpha = beta = 1.0
-        for _ in range(_ROUNDS):
-            ratio = alpha / beta
-            gamma = float((squares / (squares + ratio)).sum())
-            size = float((squares * seen / (squares + ratio) ** 2).sum())
-            error = float((seen / (1 + squares / ratio) ** 2).sum()) + rest
-            alpha = max(gamma, FITTED) / max(size, least)
-            beta = max(n - gamma, FITTED) / max(error, least)
-            if abs(alpha / beta - ratio) <= 1e-3 * ratio:
-                break
-        ratio = alpha / beta
-        size = float((squares * seen / (squares + ratio) ** 2).sum())
-        error = float((seen / (1 + squares / ratio) ** 2).sum()) + rest
-        evidence = (
-            width / 2 * math.log(alpha)
-            + n / 2 * math.log(beta)
-            - float((alpha + beta * squares).log().sum()) / 2
-            - (width - len(squares)) / 2 * math.log(alpha)
-            - beta / 2 * error
-            - alpha / 2 * size
-            - n / 2 * math.log(2 * math.pi)
-        )
-        total += evidence / n
-    return total / targets.shape[1]
+    found = largest_evidence(
+        squares[held],
+        (left[:, held].T @ targets) ** 2,
+        (targets**2).sum(0),
+        images=len(wide),
+    )
+    return float(found.mean())
+
+
+def largest_evidence(
+    squares: Float[Tensor, " direction"],
+    seen: Float[Tensor, "direction target"],
+    whole: Float[Tensor, " target"],
+    *,
+    images: int,
+) -> Float[Tensor, " target"]:
+    """Return the highest log evidence over both precisions, an image and for each target.
+
+    Why this is hard: the evidence has several maxima where a spectrum has gaps, and climbing
+    from one start finds any of them. With r = alpha / beta, s_i the squared singular values and
+    y_i^2 what the target has in their directions, beta = n / Q(r) is best for a given r, where
+    Q(r) = rest + sum y_i^2 u_i and u_i = r / (r + s_i); what remains is one function of
+    t = log r,
+
+        L(t) = 1/2 sum log u_i - n/2 log Q + n/2 (log(n / 2 pi) - 1),
+
+    with -L'' <= 1/2 sum u_i (1 - u_i) + n/2 p (1 - p), where p = sum y_i^2 u_i (1 - u_i) / Q.
+    Over a step of length h the sum grows by a factor of e^h at most, p too, and 1 - p by e^2h.
+    So L between two points lies at most B h^2 / 8 above the higher of them, B being the bound
+    over that step, and steps that cannot hold the maximum are dropped. Beyond both ends of the
+    search the limits are the highest, to within the tolerance.
+
+    Args:
+        squares: (directions,) squared singular values of the features, in (0, 1], descending.
+        seen: (directions, targets) squared projections of the targets on the left vectors.
+        whole: (targets,) squared lengths of the targets, above 0.
+        images: How many there are; no fewer than directions.
+
+    Returns:
+        (targets,) float64, within `EVIDENCE_TOLERANCE` nats an image below the supremum. With
+        fewer directions than images a target that is fitted exactly would have infinite
+        evidence: at least `FITTED` of its squared length counts as left over.
+    """
+    n, directions = images, len(squares)
+    smallest = float(squares[-1])
+    # The limit for r to infinity: the features say nothing, all of the target is noise.
+    best = -n / 2 * whole.log()
+    if directions < n:
+        rest = torch.maximum(whole - seen.sum(0), FITTED * whole)
+        # Below it L rises with r, whatever the target.
+        low = smallest * directions / (2 * n) * float((rest / whole).min())
+    else:
+        # No noise at all: the limit for r to 0 is finite, and nothing is left over.
+        rest = torch.zeros_like(whole)
+        exact = -squares.log().sum() / 2 - n / 2 * (seen / squares[:, None]).sum(0).log()
+        best = torch.maximum(best, exact)
+        low = smallest * 2 * EVIDENCE_TOLERANCE
+    begin, end = math.log(low), -math.log(2 * EVIDENCE_TOLERANCE)
+    step = (end - begin) / math.ceil((end - begin) / FIRST_STEP)
+    starts = begin + step * torch.arange(round((end - begin) / step), dtype=torch.float64)
+    while len(starts):
+        here, blur, slope, flat = _evidence(starts, squares, seen, rest, n=n)
+        higher = torch.maximum(here, _evidence(starts + step, squares, seen, rest, n=n)[0])
+        best = torch.maximum(best, higher.amax(0))
+        grown = math.exp(step)
+        bend = (grown * blur).clamp(max=directions / 4)[:, None] / 2
+        bend = bend + n / 2 * torch.minimum(grown * slope, grown**2 * flat).clamp(max=1 / 4)
+        bound = higher + bend * step**2 / 8
+        alive = (bound > best + n * EVIDENCE_TOLERANCE).any(1)
+        step /= SPLIT
+        starts = (starts[alive, None] + step * torch.arange(SPLIT)).flatten()
+    return best / n + (math.log(n / (2 * math.pi)) - 1) / 2
+
+
+def _evidence(
+    places: Tensor, squares: Tensor, seen: Tensor, rest: Tensor, *, n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return L without its constant (places, targets), sum u (1 - u) (places,), p and 1 - p."""
+    ratio = places.exp()[:, None]
+    share, other = ratio / (ratio + squares), squares / (ratio + squares)
+    between = share * other
+    changing, staying = between @ seen, share**2 @ seen + rest
+    error = changing + staying
+    values = -(squares / ratio).log1p().sum(1)[:, None] / 2 - n / 2 * error.log()
+    return values, between.sum(1), changing / error, staying / error
 
 
 def linear_cka(

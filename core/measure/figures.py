@@ -279,7 +279,7 @@ def _gradient_figures(
     if not held.reached:
         reason = (
             "no gradient reaches the layer: the loss does not depend on it, or what lies between "
-            "runs without gradients (detached, or in a re-entrant checkpoint)"
+            "runs without gradients (detached)"
         )
         return missing(GRADIENT_NAMES, reason), {}
     weight, n = gauge.weights[layer.name].detach(), shard.samples

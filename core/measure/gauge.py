@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from core.activations import Activation, saturated_intervals
 from core.attention import Attention
 from core.errors import DataError, ModelError
-from core.hooks import Hooks, batch_statistics, module_kept
+from core.hooks import Hooks, batch_statistics, checkpoints_opened, module_kept
 from core.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_totals
 from core.measure.shard import (
     NO_KEYS,
@@ -643,7 +643,13 @@ def watching(
         layers: The layers to report on, from the outline of the same architecture.
         dtype: float32, or float16 or bfloat16 to run under autocast.
     """
-    with _eager(), module_kept(module), random_state_kept(0), watched(module) as watch:
+    with (
+        _eager(),
+        checkpoints_opened(),
+        module_kept(module),
+        random_state_kept(0),
+        watched(module) as watch,
+    ):
         batch_statistics(module)
         yield Gauge(module, layers, watch, dtype=dtype)
 

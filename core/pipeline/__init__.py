@@ -9,6 +9,7 @@ from core.pipeline.basics import (
     check_amounts,
     check_image_size,
     choose_device,
+    opened_images,
     outline_model,
     read_batch,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "load_edited",
     "measure_part",
     "merge_parts",
+    "opened_images",
     "outline_model",
     "plan_classes",
     "plan_outline",

@@ -18,9 +18,11 @@ from core.load import (
     Item,
     decode_items,
     load_model,
+    open_images,
 )
 from core.outline import outline_module
 from core.records import (
+    DataSpec,
     ModelCard,
     ModelOutline,
     ModelSpec,
@@ -123,6 +125,7 @@ def read_batch(
     *,
     size: int,
     device: torch.device,
+    layout: torch.memory_format = torch.channels_last,
 ) -> tuple[Tensor, Tensor]:
     """Return images as a network takes them and their labels, on the device.
 
@@ -132,13 +135,14 @@ def read_batch(
         preprocessing: The network's.
         size: Side in pixels.
         device: Where they go.
+        layout: How they lie in memory.
 
     Returns:
-        Inputs (n, 3, size, size), normalised, channels last; labels (n,).
+        Inputs (n, 3, size, size), normalised; labels (n,).
     """
     pixels, labels = decode_items(images, items, preprocessing, size=size)
     inputs = normalised(pixels.to(device), preprocessing.mean, preprocessing.std)
-    return inputs.contiguous(memory_format=torch.channels_last), labels.to(device)
+    return inputs.contiguous(memory_format=layout), labels.to(device)
 
 
 @lru_cache(maxsize=8)
@@ -162,6 +166,19 @@ def outline_model(
     if spec.checkpoint is not None and Path(spec.checkpoint).is_file():
         stamp = Path(spec.checkpoint).stat().st_mtime
     return _outline(spec.model_dump_json(), stamp, classes, head_seed)
+
+
+def opened_images(data: DataSpec, watcher: Watcher) -> ImageSet:
+    """Open a data set; where its intensities have to be measured, say how far that is.
+
+    Raises:
+        DataError: As `open_images`.
+        Stopped: Where that is wanted.
+    """
+    watcher.phase("looking at the images")
+    return open_images(
+        data, on_progress=lambda done, total: tick(watcher, done, total, "images measured")
+    )
 
 
 def tick(watcher: Watcher, done: int, total: int, unit: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,13 @@ from core.export import (
     companion_path,
     write_whole,
 )
+from core.inputs import JSONError, read_input, strict_json
 from core.records import (
     Diagnosis,
 )
+from core.records.diagnosis import MAX_DIAGNOSIS_BYTES, MAX_DIAGNOSIS_VALUES
+
+MAX_UNITS_BYTES = 512 * 2**20
 
 
 def write_diagnosis(diagnosis: Diagnosis, units: Mapping[str, np.ndarray], out: Path) -> Diagnosis:
@@ -47,9 +52,16 @@ def read_diagnosis(path: Path) -> Diagnosis:
         OptionError: Missing, unreadable, or not a diagnosis.
     """
     try:
-        return Diagnosis.model_validate_json(Path(path).read_bytes())
+        data = read_input(Path(path), most=MAX_DIAGNOSIS_BYTES)
+        strict_json(data, most_values=MAX_DIAGNOSIS_VALUES)
+        return Diagnosis.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
     except (OSError, ValueError) as error:
-        raise OptionError(f'"{path}" cannot be read as a diagnosis. Measure again.') from error
+        why = "it is JSON of another kind"
+        if isinstance(error, OSError | JSONError):
+            why = str(error.strerror if isinstance(error, OSError) else error)
+        raise OptionError(
+            f'"{path}" cannot be read as a diagnosis ({why}). Measure again.'
+        ) from error
 
 
 def read_units(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -61,7 +73,7 @@ def read_units(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]
     header = read_diagnosis(path).header
     companion = Path(path).parent / Path(header.units_file or "").name
     try:
-        data = companion.read_bytes()
+        data = read_input(companion, most=MAX_UNITS_BYTES)
         if hashlib.sha256(data).hexdigest() != header.units_sha256:
             raise OptionError(
                 f'"{companion.name}" is not the file its diagnosis names. Measure again.'

@@ -24,7 +24,7 @@ from core.load import (
     state_sha256,
 )
 from core.pipeline.basics import outline_model
-from core.plan import check_plan
+from core.plan import check_plan, untrained_sentence
 from core.planfile import plan_json, sorted_metadata
 from core.records import (
     ModelOutline,
@@ -100,6 +100,9 @@ def edited_model(
         plan_text=plan_json(plan),
     )
     load_edited(module, edited)
+    if plan.untrained:
+        warnings = (*receipt.warnings, untrained_sentence(plan.untrained))
+        receipt = receipt.model_copy(update={"warnings": warnings})
     return loaded, receipt
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import DataError, OptionError, Stopped
-from core.judge import judge
+from core.judge import judgement
 from core.load import (
     ImageSet,
     Item,
@@ -21,7 +21,6 @@ from core.load import (
     build_module,
     choose_items,
     load_model,
-    open_images,
 )
 from core.measure import (
     MOST_IMAGES,
@@ -47,6 +46,7 @@ from core.pipeline.basics import (
     check_image_size,
     choose_device,
     device_name,
+    opened_images,
     read_batch,
     versions,
 )
@@ -148,7 +148,7 @@ def measuring(
     if dtype not in DTYPES:
         raise OptionError(f'The dtype is "{dtype}"; give {", ".join(DTYPES)}.')
     place = choose_device(device)
-    images = open_images(data)
+    images = opened_images(data, watcher)
     classes = len(images.outline.classes)
     watcher.phase("loading the model")
     loaded = load_model(spec, classes=classes, head_seed=seed)
@@ -157,7 +157,7 @@ def measuring(
     check_image_size(card, size)
     outline = outline_module(loaded.module, card, loaded.head)
     twin = build_module(spec, classes=classes, seed=derived_seed(seed, "twin"))
-    notes = [*loaded.card.notes, *images.outline.notes]
+    notes = [*loaded.card.notes, *images.outline.caveats, *images.outline.notes]
     _share_head(loaded, twin, notes, seed=seed)
     items = choose_items(images.splits["train"], samples, seed=seed)
     if not items:
@@ -357,8 +357,8 @@ class Measurement:
         for loss, whose in ((own.loss, "network's"), (fresh.loss, "fresh twin's")):
             if not math.isfinite(loss):
                 self.notes.append(
-                    f"The {whose} loss on these images is not a finite number: its weights or the "
-                    "pass overflow. Where a figure would not be finite it has a reason instead."
+                    f"The {whose} loss on these images is not a finite number: the pass "
+                    "overflows. Where a figure would not be finite it has a reason instead."
                 )
         reading = self.own.reading_s + self.fresh.reading_s
         passing = self.own.whole_s + self.fresh.whole_s - reading
@@ -389,6 +389,7 @@ class Measurement:
             kernels=own.backend,
             versions=versions(),
             notes=tuple(self.notes),
+            intensities=self.images.outline.intensities,
         )
         units: dict[str, np.ndarray] = {}
         for layer in self.outline.layers:
@@ -396,7 +397,11 @@ class Measurement:
                 units[f"{layer.name}/{metric}"] = values
             for metric, values in fresh.units[layer.name].items():
                 units[f"twin/{layer.name}/{metric}"] = values
-        return Diagnosis(header=header, layers=reports, findings=judge(reports)), units
+        found = judgement(reports)
+        diagnosis = Diagnosis(
+            header=header, layers=reports, findings=found.findings, remarks=found.remarks
+        )
+        return diagnosis, units
 
 
 def _share_head(loaded: LoadedModel, twin: nn.Module, notes: list[str], *, seed: int) -> None:

@@ -7,21 +7,24 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import safetensors.torch
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from core.errors import OptionError
 from core.export import (
     write_whole,
 )
+from core.inputs import strict_json
 from core.load import (
     state_sha256,
 )
+from core.load.checkpoints import safetensors_bytes
 from core.pipeline.basics import DEFAULT_BATCH_SIZE, DEFAULT_SAMPLES, Watcher
 from core.pipeline.measuring import measuring
 from core.planfile import sorted_metadata
@@ -30,6 +33,7 @@ from core.records import (
     Diagnosis,
     ModelSpec,
 )
+from core.records.base import Value
 
 
 def measure_part(
@@ -122,7 +126,7 @@ def merge_parts(
             recipe, fact, state = _read_part(path)
         except (
             OSError,
-            KeyError,
+            LookupError,
             ValueError,
             RecursionError,
             safetensors.SafetensorError,
@@ -167,7 +171,7 @@ def merge_parts(
         for _, state in sorted(zip(recipes, states, strict=True), key=lambda pair: pair[0]["part"]):
             try:
                 measurement.absorb(state)
-            except (KeyError, ValueError, RuntimeError) as error:
+            except (LookupError, ValueError, TypeError, RuntimeError, OverflowError) as error:
                 raise OptionError("A part is damaged. Measure it again.") from error
         measurement.trace()
     diagnosis, units = measurement.diagnosis(begun=begun, histograms=histograms)
@@ -184,17 +188,39 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Te
     Raises:
         OSError, KeyError, ValueError, SafetensorError: Not a part, or not as it was written.
     """
+    safetensors_bytes(Path(path))
     with safetensors.safe_open(path, "pt") as opened:
         meta = opened.metadata() or {}
         state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     text = meta["limber_part"]
     if meta["sha256"] != _part_sha256(text, state):
         raise ValueError("the file is not as it was written")
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("no record of a part")
+    content = strict_json(text, most_values=10_000)
+    _PartRecord.model_validate_json(text, strict=True)
     fact = {key: content.pop(key) for key in FACTS}
     return content, fact, state
+
+
+class _PartRecord(Value):
+    """What a part's file says of itself; see `Measurement.recipe` and `Measurement.facts`."""
+
+    model: ModelSpec
+    weights: str
+    data: DataSpec
+    images: str
+    samples: int
+    batch_size: int
+    image_size: int
+    dtype: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    parts: Annotated[int, Field(ge=1, le=1_000_000)]
+    part: int
+    device: str
+    device_name: str
+    kernels: str
+    wall_s: FiniteFloat
+    reading_s: FiniteFloat
+    whole_s: FiniteFloat
 
 
 def _as_measured(diagnosis: Diagnosis, facts: Sequence[Mapping[str, Any]]) -> Diagnosis:

@@ -21,19 +21,19 @@ from core.finetune import Arm, Images, Settings, finetune
 from core.load import (
     decode,
     load_model,
-    open_images,
 )
 from core.pipeline.basics import (
     Watcher,
     check_image_size,
     choose_device,
     device_name,
+    opened_images,
     outline_model,
     tick,
     versions,
 )
 from core.pipeline.editing import edited_model
-from core.plan import check_plan, planned_size
+from core.plan import check_plan, planned_size, untrained_sentence
 from core.planfile import resealed
 from core.records import (
     ABComparison,
@@ -111,14 +111,14 @@ def prepare_trial(
     place = choose_device(device)
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise OptionError("Seeds must be different whole numbers from 0, such as 0,1,2.")
-    images = open_images(data)
+    images = opened_images(data, watcher)
     classes = len(images.outline.classes)
     watcher.phase("loading the model")
     outline = outline_model(spec, classes=classes)
     size = outline.default_size if image_size is None else image_size
     check_image_size(outline, size)
     arms_plans: dict[str, ReinitPlan] = {}
-    caveats: list[str] = []
+    caveats = list(images.outline.caveats)
     for plan in plans:
         if plan.model.head == "new" and plan.model.classes != classes:
             raise PlanError(
@@ -136,6 +136,8 @@ def prepare_trial(
         name = _free_name(plan.name, arms_plans)
         arms_plans[name] = trimmed
         caveats += [f'"{name}": {each}' for each in left_out]
+        if trimmed.untrained:
+            caveats.append(f'"{name}": {untrained_sentence(trimmed.untrained)}')
         if spec.weights == "none" and any(target.entries for target in plan.targets):
             caveats.append(
                 f'"{name}" chose entries on the random network of seed {plan.model.head_seed}; '
@@ -204,6 +206,7 @@ def prepare_trial(
         dtype="float32",
         versions=versions(),
         caveats=(*caveats, *_size_caveats(arms_plans, outline)),
+        intensities=images.outline.intensities,
     )
     watcher.phase("fine-tuning")
     steps = finetune(

@@ -19,6 +19,8 @@ from core.plan.making import (
     model_identity,
     plan_size,
     planned_size,
+    refuse_untrained,
+    untrained_sentence,
 )
 from core.plan.reading import plan_schema, read_plan
 from core.plan.rules import RULES, RuleInfo, list_rules, rule_named, rule_options
@@ -41,6 +43,8 @@ __all__ = [
     "planned_size",
     "random_control",
     "read_plan",
+    "refuse_untrained",
     "rule_named",
     "rule_options",
+    "untrained_sentence",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.errors import PlanError
+from core.plan.making import refuse_untrained
 from core.planfile import arrays_of, sealed
 from core.records import (
     Evidence,
@@ -23,7 +24,7 @@ def compose_plans(first: ReinitPlan, second: ReinitPlan, *, name: str | None = N
 
     Raises:
         PlanError: Plans for different networks, or both write one tensor, or they train one layer
-            at different rates.
+            at different rates, or one keeps from training what the other resets.
     """
     if first.model != second.model:
         raise PlanError(
@@ -59,6 +60,7 @@ def compose_plans(first: ReinitPlan, second: ReinitPlan, *, name: str | None = N
             "evidence": first.evidence if first.evidence == second.evidence else Evidence(),
         }
     )
+    refuse_untrained(plan)
     return sealed(plan, arrays) if arrays else plan
 
 

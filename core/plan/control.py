@@ -34,10 +34,10 @@ def random_control(
     """Return a plan of whole layers drawn at random, near to another's in size.
 
     For each target, in turn, a layer is drawn among those of the same kind (convolution, linear,
-    norm, other) that neither the plan nor an earlier draw has, from the quarter nearest to it in
-    number of parameters (three at least). Of `DRAWS` such draws the one nearest to the plan in
-    size is taken. Each layer keeps its target's scheme, numbers and seed of the values. Targets
-    of which no layer is left are left out; the note says how the sizes compare.
+    norm, other) that trains and that neither the plan nor an earlier draw has, from the quarter
+    nearest to it in number of parameters (three at least). Of `DRAWS` such draws the one nearest to
+    the plan in size is taken. Each layer keeps its target's scheme, numbers and seed of the values.
+    Targets of which no layer is left are left out; the note says how the sizes compare.
 
     Args:
         outline: The network.
@@ -56,6 +56,9 @@ def random_control(
             raise PlanError(f'{outline.title} has no layer "{target.layer}".')
     chooser = random.Random(f"random control {seed}")
     taken = {target.layer for target in plan.targets} | set(avoid)
+    if not plan.untrained:
+        # A control that stays random for ever would lose to any plan.
+        taken |= {*plan.freeze, *(rate.layer for rate in plan.learning_rates if not rate.factor)}
     free = [
         layer
         for layer in outline.layers

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import math
 import re
+import subprocess
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -31,6 +36,15 @@ from core.records.outline import is_bias
 
 Syntax = Literal["name", "glob", "regex", "type"]
 
+
+SEARCH_S = 2
+_SEARCH = """
+import json, re, sys, warnings
+warnings.simplefilter("ignore")
+text, names = json.load(sys.stdin)
+found = re.compile(text)
+print([place for place, name in enumerate(names) if found.search(name)])
+"""
 
 # Schemes that leave everything but biases alone.
 BIASES_ALONE = ("bias-mean",)
@@ -68,11 +82,13 @@ def match_layers(outline: ModelOutline, text: str, *, syntax: Syntax = "glob") -
         raise PlanError('The pattern is empty. Write a layer name or a glob such as "blocks.5.*".')
     names = [layer.name for layer in outline.layers]
     if syntax == "regex":
-        try:
-            expression = re.compile(text)
-        except re.error as error:
-            raise PlanError(f'"{text}" is not a regular expression: {error}.') from error
-        found = [name for name in names if expression.search(name)]
+        searched = _searched(text, tuple(names))
+        if searched is None:
+            raise PlanError(
+                f'The regular expression "{text}" takes longer than {SEARCH_S} s on the names of '
+                f"{len(names)} layers. Write it with fewer repetitions, or as a glob."
+            )
+        found = list(searched)
     elif syntax == "type":
         found = [
             layer.name
@@ -96,6 +112,38 @@ def match_layers(outline: ModelOutline, text: str, *, syntax: Syntax = "glob") -
             f"{', '.join(known[:4])}{more}."
         )
     return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _searched(text: str, names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the names in which a regular expression is found; None where that takes too long.
+
+    An expression with several repetitions can take longer on one name than anyone lives, and
+    Python's engine knows no limit of time: such a one is tried in a process that can be ended.
+
+    Raises:
+        PlanError: It is no regular expression.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expression = re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise PlanError(f'"{text}" is not a regular expression: {error}.') from error
+    if sum(text.count(mark) for mark in "*+?{") <= 1:
+        return tuple(name for name in names if expression.search(name))
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _SEARCH],
+            input=json.dumps([text, names]),
+            capture_output=True,
+            encoding="ascii",
+            timeout=SEARCH_S,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return tuple(names[place] for place in json.loads(answer.stdout))
 
 
 def plan_size(outline: ModelOutline, layers: Sequence[str]) -> PlanSize:
@@ -184,8 +232,9 @@ def make_plan(
         rule: The rule that chose the layers; None when a person did.
 
     Raises:
-        PlanError: Nothing to reset, an unknown layer, a layer that no forward pass reaches, or
-            a shared parameter of which only one owner was picked.
+        PlanError: Nothing to reset, an unknown layer, a layer that no forward pass reaches, a
+            shared parameter of which only one owner was picked, or a layer that would be reset
+            and not train.
     """
     known = {layer.name: layer for layer in outline.layers}
     for layer in (*layers, *freeze):
@@ -213,7 +262,7 @@ def make_plan(
             )
         reset = biased
     try:
-        return ReinitPlan(
+        plan = ReinitPlan(
             name=name,
             model=model_identity(outline),
             patterns=tuple(patterns),
@@ -238,6 +287,32 @@ def make_plan(
         )
     except ValidationError as error:
         raise PlanError(first_problem(error, "The plan")) from error
+    refuse_untrained(plan)
+    return plan
+
+
+def refuse_untrained(plan: ReinitPlan) -> None:
+    """Raise if a plan in the making resets layers that it keeps from training.
+
+    Raises:
+        PlanError: It does; the message names the layers.
+    """
+    layers = plan.untrained
+    if layers:
+        raise PlanError(
+            f"{untrained_sentence(layers)} Unfreeze them, or leave them out of what is reset."
+        )
+
+
+def untrained_sentence(layers: Sequence[str]) -> str:
+    """Return what becomes of layers that are reset and do not train, as a sentence."""
+    named = ", ".join(f'"{layer}"' for layer in layers[:3])
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    it = "it keeps" if len(layers) == 1 else "they keep"
+    return (
+        f"The plan writes into {named}{more} and keeps the same from training (frozen, or a "
+        f"learning rate of 0): {it} what the reset leaves, random or 0, however long you train."
+    )
 
 
 def model_identity(outline: ModelOutline) -> ModelIdentity:
@@ -342,6 +417,7 @@ def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
     buffers = {
         buffer for layer in outline.layers for buffer in (*layer.buffers, *layer.coupled_buffers)
     }
+    known_layers = {layer.name for layer in outline.layers}
     for target in plan.targets:
         for kind, given, known in (
             ("parameter", target.parameters, names),
@@ -358,7 +434,7 @@ def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
         ("sets a learning rate for", [rate.layer for rate in plan.learning_rates]),
     ):
         for layer in layers:
-            if outline.layer(layer) is None:
+            if layer not in known_layers:
                 raise PlanError(f'The plan {does} "{layer}", which {outline.title} does not have.')
     if model.backbone_sha256 != outline.backbone_sha256:
         raise PlanError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import errno
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from core.errors import PlanError
+from core.inputs import JSONError, KeyTwiceError, read_input, strict_json
 from core.planfile import MAX_BYTES, attached
 from core.records import (
     Companion,
@@ -25,6 +27,8 @@ from core.records import (
 from core.records.base import Value
 
 MAX_PLAN_BYTES = 64 * 2**20
+# Numbers, names and objects in it. A wide network whose units are all listed has some 200,000.
+MAX_PLAN_VALUES = 600_000
 
 
 def plan_schema() -> dict[str, Any]:
@@ -49,82 +53,79 @@ def read_plan(source: str | bytes | Path, *, companion: bytes | None = None) -> 
         return plan
     name = plan.companion.file
     if companion is None and isinstance(source, Path):
-        path = source.parent / name
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise PlanError(f'"{name}" is larger than {MAX_BYTES >> 30} GiB: no companion.')
-            companion = path.read_bytes()
+            companion = read_input(source.parent / name, most=MAX_BYTES)
         except OSError as error:
             raise PlanError(
-                f'The plan keeps its selection in "{name}", which is not beside it '
-                f"({error.strerror}). Keep both files together."
+                f'The plan keeps its selection in "{name}", which is not beside it or cannot be '
+                f"read ({error.strerror}). Keep both files together."
             ) from error
     return plan if companion is None else attached(plan, companion, source=name)
 
 
 def _read_alone(source: str | bytes | Path) -> ReinitPlan:
     where = "The plan"
+    too_large = f"is larger than {MAX_PLAN_BYTES >> 20} MiB: not a plan."
     if isinstance(source, Path):
-        where = f'"{source.name}"'
+        path, where = source, f'"{source.name}"'
         try:
-            if source.stat().st_size > MAX_PLAN_BYTES:
-                raise PlanError(f"{where} is larger than {MAX_PLAN_BYTES >> 20} MiB: not a plan.")
-            source = source.read_bytes()
+            source = read_input(path, most=MAX_PLAN_BYTES)
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise PlanError(f"{where} {too_large}") from error
             raise PlanError(
-                f'The plan "{Path(str(source))}" cannot be read ({error.strerror}). Check the path.'
+                f'The plan "{path}" cannot be read ({error.strerror}). Check the path.'
             ) from error
+    if len(source) > MAX_PLAN_BYTES:
+        raise PlanError(f"{where} {too_large}")
     try:
-        text = source.decode("utf-8-sig") if isinstance(source, bytes) else source
-        content = json.loads(text, object_pairs_hook=_each_key_once)
-    except _TwiceError as error:
-        raise PlanError(f'{where} has the key "{error}" twice in one place. Keep one.') from error
-    except (ValueError, RecursionError) as error:
-        # Besides bad JSON: a number of thousands of digits, or thousands of nested brackets.
-        detail = str(error).partition(";")[0]
-        if isinstance(error, json.JSONDecodeError):
-            detail = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        elif isinstance(error, UnicodeDecodeError):
-            detail = "it is not UTF-8 text"
-        raise PlanError(f"{where} is not JSON ({detail}). Export the plan again.") from error
+        # Read once to refuse what is no JSON that can be meant, and once into the plan.
+        strict_json(source, most_values=MAX_PLAN_VALUES)
+    except KeyTwiceError as error:
+        raise PlanError(
+            f'{where} has the key "{error.key[:80]}" twice in one place. Keep one.'
+        ) from error
+    except JSONError as error:
+        raise PlanError(f"{where} is not JSON ({error}). Export the plan again.") from error
+    text = source.removeprefix(codecs.BOM_UTF8) if isinstance(source, bytes) else source
     try:
         # Strict, so that nothing is accepted that the published schema refuses, such as "5" for 5.
-        return ReinitPlan.model_validate_json(json.dumps(content), strict=True)
+        return ReinitPlan.model_validate_json(text, strict=True)
     except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
             raise PlanError(first_problem(error, where)) from error
         raise PlanError(f"{where} is not a plan ({error}).") from error
 
 
-class _TwiceError(Exception):
-    """A key stands twice in one object: which one counts is anyone's guess."""
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
-    return found
-
-
 def first_problem(error: ValidationError, where: str) -> str:
     """Return what a record found wrong first, with the key, and what is allowed there."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the top level"
+    place = ".".join(str(part)[:80] for part in first["loc"]) or "the top level"
     if first["type"] == "extra_forbidden":
         owner = _owner_fields(first["loc"])
         text = f'{where} has the unknown key "{place}". Allowed there: {", ".join(owner)}.'
     elif first["type"] == "missing":
         text = f'{where} lacks the key "{place}".'
     else:
-        found = repr(first.get("input"))
-        says = first["msg"][0].upper() + first["msg"][1:].rstrip(".")
-        text = f'{where}: "{place}" is {found[:80]}. {says}.'
+        value, says = first.get("input"), first["msg"].rstrip(".")
+        found = f'"{place}" is {_shown(value)}'
+        if first["type"] == "value_error":
+            # In words of ours, which name what they speak of.
+            found = f'"{place}"' if isinstance(value, dict) else found
+            text = f"{where}: {found}: {says.removeprefix('Value error, ')}."
+        else:
+            text = f"{where}: {found}. {says[0].upper()}{says[1:]}."
     if len(problems) > 1:
         text += f" ({len(problems) - 1} more such.)"
     return text
+
+
+def _shown(value: object) -> str:
+    """Return a value as far as a line has room for it; a long list is not written out for that."""
+    if isinstance(value, list | tuple | dict) and len(value) > 20:
+        return f"{len(value):,} items"
+    return repr(value[:100] if isinstance(value, str) else value)[:80]
 
 
 def _owner_fields(place: tuple[int | str, ...]) -> list[str]:

@@ -84,7 +84,10 @@ RULES: tuple[RuleInfo, ...] = (
         name="weight-gradient",
         title="Weights that matter least to the loss",
         description="As above by |w g|, g being the gradient summed over one pass of the training "
-        "images. Norms use each batch's own statistics and keep their running ones.",
+        "images. Norms use each batch's own statistics and keep their running ones. Two schemes "
+        "differ from the authors' published code: with bias-mean (BA) and normal-tenth (Dist3) "
+        "that code writes 0 into biases and leaves matrices alone; here both write what they "
+        "write after |w|.",
         source=f"{SEED_PAPER} (WG)",
         granularity="weight",
         options=PERCENT,
@@ -126,8 +129,13 @@ RULES: tuple[RuleInfo, ...] = (
         name="cbp",
         title="Units that contribute least (continual backpropagation)",
         description="Of each layer the given percentage of units with the least mean |outgoing "
-        "weight| times mean |activation|. A bias that follows takes over the unit's mean.",
-        source="Dohare et al., Nature 2024",
+        "weight| times mean |activation|, taken where the unit is read: behind pooling, and place "
+        "by place where a flattened image is read. The mean that a reader loses goes into its "
+        "bias or, without one, off the running mean of the norm right behind it, so that the mean "
+        "of its output stays. The published code (gnt.py) has this step too, but sets the means of "
+        "the chosen units to zero before it uses them, so that its biases gain nothing; its code "
+        "for convolutions has no such step.",
+        source="Dohare et al., Nature 2024; code: shibhansh/loss-of-plasticity",
         granularity="unit",
         options={"percent": 5.0},
         needs="images",

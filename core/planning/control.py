@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+
+import numpy as np
 
 from core.compare import RANDOM
 from core.errors import PlanError
@@ -47,7 +49,11 @@ def random_twin(
     if not plan.targets:
         raise PlanError("The plan to be matched resets nothing. Give one that does.")
     draw = _Draw(plan, seed, sight or Sight(), watcher or Watcher())
-    parts = [*draw.layers(), *draw.entries()]
+    # Frozen layers and rates are the whole control's, and added last.
+    parts = [
+        part.model_copy(update={"freeze": (), "learning_rates": ()})
+        for part in (*draw.layers(), *draw.entries())
+    ]
     twin = parts[0]
     try:
         for part in parts[1:]:
@@ -167,9 +173,9 @@ class _Draw:
         taken |= chosen
         if not chosen:
             return []
-        shifts = {}
+        shifts: Mapping[str, np.ndarray] = {}
         if any(each.write == "add" for target in targets for each in target.entries):
-            shifts = self.subject.shifts(chosen, self.subject.unit_figures())
+            shifts = self.subject.shifts(chosen).values
         return draft.units(chosen, shifts)
 
     def _weights(self, targets: Sequence[Target], draft: Draft) -> list[Target]:

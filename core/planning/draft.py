@@ -106,9 +106,14 @@ class Draft:
         by_layer: dict[str, list[Entries | None]] = {}
         owner = {p.name: layer for layer in layers for p in layer.parameters}
         parameters = set(owner)
+        # A norm without parameters is no layer: its statistics go with the layer it reads.
+        for layer in layers:
+            owner |= {name: layer for name in layer.coupled_buffers if name not in owner}
         owner |= {b: layer for layer in layers for b in layer.buffers}
 
         def note(part: Part, write: Write) -> None:
+            if part.tensor not in owner:
+                return  # Constants of a module that is no layer; a plan cannot name them.
             entries = self.entries(part.tensor, part.entries, write)
             by_layer.setdefault(owner[part.tensor].name, []).append(entries)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from core.errors import PlanError
 from core.initialisers import SCHEMES
@@ -18,6 +19,7 @@ from core.plan import (
     last_blocks,
     make_plan,
     model_identity,
+    refuse_untrained,
     rule_named,
     rule_options,
 )
@@ -33,6 +35,7 @@ from core.records import (
     SchemeChoice,
     Target,
     Write,
+    ratio_of,
 )
 from core.records.outline import is_bias
 from core.seeding import generator
@@ -145,14 +148,41 @@ class _Resolver:
             for layer in named
             if layer.executed and (head or not layer.head or self.outline.own_head)
         ]
+        still = [layer.name for layer in found if layer.name in self._untrained]
+        if still:
+            # What a rule chose there would stay random; by hand that is refused.
+            more = f" and {len(still) - 3} more" if len(still) > 3 else ""
+            note = f"Left out {', '.join(still[:3])}{more}: frozen, or at a learning rate of 0."
+            self.notes += [] if note in self.notes else [note]
+            found = [layer for layer in found if layer.name not in still]
         if not found:
             first = named[0]
             why = "no forward pass reaches it" if not first.executed else "it is new already"
+            why = "it does not train" if first.name in still else why
             raise PlanError(
                 f'There is no layer to choose from: "{first.name}" was named, and {why}. Name '
                 "others."
             )
         return found
+
+    @cached_property
+    def _untrained(self) -> frozenset[str]:
+        """The layers that shall not train."""
+        rates = self.wish.learning_rates.items()
+        return frozenset((*self.wish.freeze, *(layer for layer, factor in rates if factor == 0)))
+
+    def _with_training_readers(self, bundles: set[int]) -> set[int]:
+        """Return the bundles all of whose parameters train: a frozen reader never hears again."""
+        if not self._untrained:
+            return bundles
+        layers = [layer for layer in self.outline.layers if layer.name in self._untrained]
+        frozen = {parameter.name for layer in layers for parameter in layer.parameters}
+        kept = bundles - self.subject.connections.touching(frozen)
+        if len(kept) < len(bundles):
+            self.notes.append(
+                f"Left out {len(bundles) - len(kept)}: frozen layers make or read them."
+            )
+        return kept
 
     # The rules.
 
@@ -273,18 +303,23 @@ class _Resolver:
         scope = {layer.name for layer in self.scope(head=False)}
         reports = [report for report in diagnosis.layers if report.name in scope]
         if any(metric in report.metrics for report in reports):
-            chosen, noise = [], 0
+            chosen, noise, zero = [], 0, 0
             for report in reports:
-                own, twin = report.metrics[metric].value, report.twin_metrics[metric].value
-                low, high = report.ratio_intervals.get(metric, (math.inf, -math.inf))
+                own, ratio = report.metrics[metric].value, report.ratio(metric)
                 if of == "ratio":
-                    own = None if own is None or not twin else own / twin
+                    own = ratio.value
+                    # Where both are 0 the layer is as fresh as its twin: nothing to choose.
+                    zero += ratio.kind == "twin-zero"
                 if own is None or not beyond(np.array(own)):
                     continue
-                if of == "ratio" and low <= 1 <= high:
+                if of == "ratio" and ratio.kind == "noise":
                     noise += 1
                 else:
                     chosen.append(report.name)
+            if zero:
+                self.notes.append(
+                    f"Left out {zero} without a ratio: the fresh twin's {metric} is 0 there."
+                )
             if noise:
                 self.notes.append(
                     f"Left out {noise} whose ratio's 95 % interval contains 1: so few images "
@@ -301,13 +336,22 @@ class _Resolver:
                 f'The diagnosis has no figure "{metric}". See python -m core list metrics.'
             )
         flags: dict[str, np.ndarray] = {}
+        zeros = 0
         for layer, arrays in self.subject.units_by_layer.items():
             if layer in scope and metric in arrays and layer in self.subject.connections.bundles:
                 own_units, twin_units = (np.asarray(each, dtype=float) for each in arrays[metric])
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    ratio = np.where(twin_units == 0, np.nan, own_units / twin_units)
-                    flags[layer] = beyond(ratio if of == "ratio" else own_units)
-        return self._units_plan(self._bundles_of(flags), f"a {metric} ({of}) {side} {limit:g}")
+                if of == "ratio":
+                    pairs = zip(own_units.tolist(), twin_units.tolist(), strict=True)
+                    ratios = [ratio_of(value, twin) for value, twin in pairs]
+                    zeros += sum(each.kind == "twin-zero" for each in ratios)
+                    own_units = np.array([each.value for each in ratios], dtype=float)
+                flags[layer] = beyond(own_units)
+        if zeros:
+            self.notes.append(
+                f"Left out {zeros} units without a ratio: the fresh twin's {metric} is 0 there."
+            )
+        bundles = self._with_training_readers(self._bundles_of(flags))
+        return self._units_plan(bundles, f"a {metric} ({of}) {side} {limit:g}")
 
     def _bundles_of(self, flags: Mapping[str, np.ndarray]) -> set[int]:
         """Return the bundles all of whose judged units are flagged; heads count as units."""
@@ -325,7 +369,7 @@ class _Resolver:
 
     def _seed_paper(self) -> ReinitPlan:
         percent = float(self.options["percent"] or 0)
-        gradients = self.subject.gradients() if self.rule.name == "weight-gradient" else {}
+        gradients = self._gradients() if self.rule.name == "weight-gradient" else {}
         targets = []
         for layer in self.scope(head=self.wish.head):
             entries = []
@@ -346,7 +390,11 @@ class _Resolver:
         return self._targets_plan(targets, f"{percent:g} % of any tensor is less than one entry")
 
     def _own_names(self, layer: LayerInfo) -> list[str]:
-        """Return a layer's parameters; of shared ones those that no earlier layer has."""
+        """Return the parameters of a layer that a rule chooses from.
+
+        Of shared ones those that no earlier layer has, and none whose gradient, if the rule looks
+        at it, is 0 but for rounding.
+        """
         seen = {
             names[0]: name
             for each in self.outline.layers[: layer.index]
@@ -358,11 +406,24 @@ class _Resolver:
             parameter.name
             for parameter in layer.parameters
             if firsts.get(parameter.name, parameter.name) not in seen
+            and parameter.name not in self.subject.rounding
         ]
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """Return the gradients, with a note on those that are 0 but for rounding."""
+        found = self.subject.gradients()
+        names = sorted(self.subject.rounding)
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            self.notes.append(
+                f"Left out {', '.join(names[:3])}{more}: their gradient is 0 but for rounding, "
+                "because a norm behind them takes out what they add."
+            )
+        return found
 
     def _swr(self) -> ReinitPlan:
         utility_name, threshold = str(self.options["utility"]), self.options["threshold"]
-        gradients = self.subject.gradients() if utility_name == "gradient" else {}
+        gradients = self._gradients() if utility_name == "gradient" else {}
         targets = []
         for layer in self.scope(head=False):
             entries = []
@@ -418,25 +479,29 @@ class _Resolver:
                 left[why] = left.get(why, 0) + 1
         for why, count in left.items():
             self.notes.append(f"Left out {count}: {why}.")
-        return found
+        return self._with_training_readers(found)
 
     def _least_units(self) -> ReinitPlan:
         percent = float(self.options["percent"] or 0)
-        figures = self.subject.unit_figures()
         wires = self.subject.connections
         if self.rule.name == "gxd":
+            figures = self.subject.unit_figures()
             scores = wires.scores({name: each.replacement_cost for name, each in figures.items()})
         else:
-            magnitudes = {name: each.magnitude.numpy() for name, each in figures.items()}
-            scores = wires.contributions(magnitudes, self.subject.state)
+            scores = self.subject.contributions()
         pools: dict[tuple[str, ...], dict[int, float]] = {}
         for bundle, layers in self.subject.layers_by_bundle.items():
             if np.isfinite(scores[bundle]) and wires.free(bundle):
                 pools.setdefault(layers, {})[bundle] = float(scores[bundle])
         lowest = [each for pool in pools.values() for each in fraction_lowest(pool, percent)]
         chosen = self._within_scope(sorted(lowest))
+        shifts: Mapping[str, np.ndarray] = {}
         # A removed unit's mean goes where it was read; GXD has no such step.
-        shifts = self.subject.shifts(chosen, figures) if self.rule.name == "cbp" else {}
+        if self.rule.name == "cbp" and chosen:
+            found = self.subject.shifts(chosen)
+            shifts = found.values
+            if found.untaken:
+                self.notes.append(_without_mean(found.untaken))
         return self._units_plan(chosen, f"{percent:g} % of a layer's units is not one", shifts)
 
     def _random(self) -> ReinitPlan:
@@ -481,7 +546,7 @@ class _Resolver:
         for layer in self.wish.freeze:
             if layer not in known:
                 raise PlanError(f'{self.outline.title} has no layer "{layer}".')
-        return ReinitPlan(
+        plan = ReinitPlan(
             name=self.wish.name,
             model=model_identity(self.outline),
             patterns=self.wish.patterns,
@@ -489,3 +554,17 @@ class _Resolver:
             freeze=tuple(n for n in (e.name for e in self.outline.layers) if n in self.wish.freeze),
             learning_rates=checked_rates(self.outline, self.wish.learning_rates),
         )
+        refuse_untrained(plan)
+        return plan
+
+
+def _without_mean(weights: Sequence[str]) -> str:
+    """Say of which readers the mean changes, by the names of their weights."""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in weights))
+    several = len(layers) > 1
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return (
+        f"The mean output of {', '.join(layers[:3])}{more} changes: "
+        f"{'these layers have' if several else 'this layer has'} neither a bias nor a batch norm "
+        "right behind that could take over the mean of the removed units."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.connections import Connections, connections_of
+from core.connections import Connections, Readings, Shifts, connections_of, readings_of
 from core.errors import PlanError, Stopped
 from core.load import ImageSet, LoadedModel, choose_items, load_model, open_images
 from core.outline import example_input, outline_module
@@ -30,7 +31,14 @@ from core.pipeline import (
     units_with_twins,
 )
 from core.records import DataSpec, Diagnosis, ModelOutline, ModelSpec
-from core.utility import UnitFigures, summed_gradients, unit_figures
+from core.utility import UnitFigures, rounding_alone, summed_gradients, unit_figures
+
+# Torch takes a batch norm's sums over channels-last images in float32, row by row, and over
+# contiguous ones in float64. What only ranks layers may have the faster; entries of least utility
+# are told apart by the last digits.
+LAYOUT = torch.contiguous_format
+# Images that tell a gradient of 0 from a small one.
+ASKED = 8
 
 UnitArrays = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
 Result = TypeVar("Result")
@@ -90,6 +98,7 @@ class Subject:
         self.sight, self.watcher, self.asker = sight, watcher, asker
         self.diagnosis: Diagnosis | None = None
         self.units_by_layer: UnitArrays = {}
+        self.rounding: frozenset[str] = frozenset()
         self._images: ImageSet | None = None
         if sight.data is not None:
             self._images = open_images(sight.data)
@@ -187,23 +196,34 @@ class Subject:
                 raise Stopped("Making the plan was stopped; nothing was written.")
             self.watcher.progress(start, len(items), "images")
             chosen = items[start : start + step]
-            yield read_batch(images, chosen, card.preprocessing, size=size, device=device)
+            yield read_batch(
+                images, chosen, card.preprocessing, size=size, device=device, layout=LAYOUT
+            )
 
     def on_device(self, work: Callable[[], Result]) -> Result:
         """Run work with the network on the device that was asked for."""
         module = self.loaded.module
-        module.to(choose_device(self.sight.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(choose_device(self.sight.device))
         try:
             return work()
         finally:
-            module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            module.to("cpu")
 
     def gradients(self, *, decay: float | None = None) -> dict[str, Tensor]:
-        """Return the gradients of one pass over the training images; see `summed_gradients`."""
+        """Return the gradients of one pass over the training images; see `summed_gradients`.
+
+        Afterwards `rounding` names the vectors whose gradient is 0 but for rounding.
+        """
         self.watcher.phase("reading gradients")
-        return self.on_device(
-            lambda: summed_gradients(self.loaded.module, self.batches(self.samples), decay=decay)
-        )
+
+        def work() -> dict[str, Tensor]:
+            module = self.loaded.module
+            found = summed_gradients(module, self.batches(self.samples), decay=decay)
+            inputs, labels = next(self.batches(min(self.samples or ASKED, ASKED)))
+            self.rounding = rounding_alone(module, inputs, labels)
+            return found
+
+        return self.on_device(work)
 
     def unit_figures(self) -> dict[str, UnitFigures]:
         """Return figures of units on the training images; see `core.utility.unit_figures`."""
@@ -216,18 +236,44 @@ class Subject:
             )
         )
 
-    def shifts(
-        self, bundles: set[int], figures: Mapping[str, UnitFigures]
-    ) -> dict[str, np.ndarray]:
-        """Return what readers' biases gain for the means of units that are gone."""
-        means = {name: each.activation.numpy() for name, each in figures.items()}
-        return self.connections.shifts(bundles, means, self.state) if bundles else {}
+    @cached_property
+    def readings(self) -> Readings:
+        """What the readers of units read on the training images; see `readings_of`."""
+        wires = self.connections
+        self.watcher.phase("reading activations")
+        return self.on_device(
+            lambda: readings_of(
+                self.loaded.module, wires, self.batches(self.samples or DEFAULT_SAMPLES)
+            )
+        )
+
+    def contributions(self) -> np.ndarray:
+        """Return mean |outgoing weight| times mean |what is read| for each bundle, (bundles,).
+
+        NaN for those that are not behind an activation wherever they are read.
+        """
+        wires = self.connections
+        behind = {
+            layer.name: np.zeros(len(wires.bundles[layer.name]))
+            for layer in self.outline.layers
+            if layer.activation is not None and layer.name in wires.bundles
+        }
+        hidden = np.isfinite(wires.scores(behind))
+        return np.where(hidden, wires.contributions(self.readings, self.state), np.nan)
+
+    def shifts(self, bundles: set[int]) -> Shifts:
+        """Return what readers gain for the means of units that are gone."""
+        layers = self.outline.layers
+        known = {parameter.name for layer in layers for parameter in layer.parameters}
+        known |= {name for layer in layers for name in (*layer.buffers, *layer.coupled_buffers)}
+        state = {name: value for name, value in self.state.items() if name in known}
+        return self.connections.shifts(bundles, self.readings, state)
 
     def measured(self) -> Diagnosis:
         """Return the diagnosis, measured now where none was given.
 
         Raises:
-            PlanError: There is none, and no images to measure on.
+            PlanError: There is none, and no images to measure on, or the network overflows.
         """
         if self.diagnosis is None:
             if self.data is None:
@@ -245,6 +291,11 @@ class Subject:
                 watcher=self.watcher,
             )
             self.units_by_layer = units_with_twins(arrays)
+        if not math.isfinite(self.diagnosis.header.loss):
+            raise PlanError(
+                f"{self.asker} looks at figures of the network, whose loss on these images is not "
+                "a finite number: the pass overflows. Check the weights, or choose without figures."
+            )
         return self.diagnosis
 
     @cached_property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.records.base import Value
+from core.records.outline import IntensityRange
 from core.records.plan import ReinitPlan
 from core.records.specs import DataSpec, ModelSpec
 
@@ -105,3 +106,5 @@ class RunRecord(Value):
     versions: dict[str, str]
     # What a comparison of these arms must not hide.
     caveats: tuple[str, ...] = ()
+    # Which stored numbers were black and white, where images have more than eight bits.
+    intensities: tuple[IntensityRange, ...] = ()

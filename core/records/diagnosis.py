@@ -2,10 +2,62 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 from core.records.base import Value
+from core.records.outline import IntensityRange
 from core.records.specs import DataSpec, ModelSpec
+
+# Files of thousands of layers with histograms stay below these.
+MAX_DIAGNOSIS_BYTES = 128 * 2**20
+MAX_DIAGNOSIS_VALUES = 3_000_000
+# Half a step of float32: beside a figure, another that is smaller by this factor adds nothing.
+SINGLE_RESOLUTION = 2.0**-24
+
+RatioKind = Literal["ratio", "noise", "both-zero", "twin-zero", "signs", "no-twin", "missing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """How a figure stands to its twin's: a number, or why there is none.
+
+    Attributes:
+        kind: "ratio": value over twin. "noise": as well, and these images cannot tell it from 1.
+            "both-zero": both are 0, so that they are the same. "twin-zero": the twin's figure is
+            0, or too small beside the network's to be told from 0 in single precision. "signs":
+            one is above 0 and the other below. "no-twin": the network has a figure and its twin
+            has none. "missing": the network has none.
+        value: Value over twin for "ratio" and "noise", and else None.
+    """
+
+    kind: RatioKind
+    value: float | None = None
+
+
+def ratio_of(
+    value: float | None, twin: float | None, interval: tuple[float, float] | None = None
+) -> Ratio:
+    """Return how a figure stands to its twin's: the one definition of the ratio.
+
+    Args:
+        value: The network's figure; None or not finite where there is none.
+        twin: The fresh twin's.
+        interval: 95 % interval of value over twin, where it is known.
+    """
+    if value is None or not math.isfinite(value):
+        return Ratio(kind="missing")
+    if twin is None or not math.isfinite(twin):
+        return Ratio(kind="no-twin")
+    if value == 0 and twin == 0:
+        return Ratio(kind="both-zero")
+    if abs(twin) <= SINGLE_RESOLUTION * abs(value):
+        return Ratio(kind="twin-zero")
+    if value != 0 and (value < 0) != (twin < 0):
+        return Ratio(kind="signs")
+    noise = interval is not None and interval[0] <= 1.0 <= interval[1]
+    return Ratio(kind="noise" if noise else "ratio", value=value / twin)
 
 
 class MetricValue(Value):
@@ -49,18 +101,14 @@ class LayerReport(Value):
     twin_metrics: dict[str, MetricValue]
     ratio_intervals: dict[str, tuple[float, float]] = {}
 
-    def ratio(self, metric: str) -> float | None:
-        """Return value over twin's value; None where either is missing or the twin's is 0."""
-        value = self.metrics[metric].value if metric in self.metrics else None
-        twin = self.twin_metrics[metric].value if metric in self.twin_metrics else None
-        if value is None or twin is None or twin == 0:
-            return None
-        return value / twin
-
-    def uncertain(self, metric: str) -> bool:
-        """Return whether this many images cannot tell the network from its twin here."""
-        interval = self.ratio_intervals.get(metric)
-        return interval is not None and interval[0] <= 1.0 <= interval[1]
+    def ratio(self, metric: str) -> Ratio:
+        """Return how a figure stands to its twin's; "missing" for a metric that is not here."""
+        value, twin = self.metrics.get(metric), self.twin_metrics.get(metric)
+        return ratio_of(
+            None if value is None else value.value,
+            None if twin is None else twin.value,
+            self.ratio_intervals.get(metric),
+        )
 
 
 class DiagnosisHeader(Value):
@@ -70,6 +118,8 @@ class DiagnosisHeader(Value):
         overhead_fraction: Wall time spent on reading tensors over that of the passes
             themselves, timed within the run; None where work is queued on a device.
         kernels: By what means sums were taken: "compiled", "triton" or "plain".
+        intensities: Which stored numbers were black and white, where images have more than
+            eight bits.
     """
 
     schema_version: Literal[1] = 1
@@ -99,6 +149,7 @@ class DiagnosisHeader(Value):
     units_file: str | None = None
     units_sha256: str | None = None
     notes: tuple[str, ...] = ()
+    intensities: tuple[IntensityRange, ...] = ()
 
 
 class Finding(Value):
@@ -112,6 +163,25 @@ class Finding(Value):
     threshold: float
 
 
+class Remark(Value):
+    """A sentence about figures that a check did not count, and why.
+
+    Attributes:
+        why: "as-twin": the fresh twin trips the check too. "twin-zero": there is no ratio,
+            because the twin's figure is 0. "not-finite": figures that are no finite numbers.
+        rule: Name of the check; "" where it is about none in particular.
+        metric: Which figure; "" for several.
+        sentence: For people.
+        layers: The layers it speaks of, in forward order.
+    """
+
+    why: Literal["as-twin", "twin-zero", "not-finite"]
+    rule: str
+    metric: str
+    sentence: str
+    layers: tuple[str, ...]
+
+
 class Diagnosis(Value):
     """A whole measurement: header, layers in forward order, findings.
 
@@ -121,6 +191,7 @@ class Diagnosis(Value):
         preset: Which set of rules made the findings.
         thresholds: The limits that differ from the preset's, by rule.
         findings: What stands out.
+        remarks: What the checks passed over, and why.
     """
 
     header: DiagnosisHeader
@@ -128,6 +199,7 @@ class Diagnosis(Value):
     preset: str = "limber"
     thresholds: dict[str, float] = {}
     findings: tuple[Finding, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
     def layer(self, name: str) -> LayerReport | None:
         """Return the report of that layer, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,11 +137,85 @@ class ModelOutline(ModelCard):
         return next((layer for layer in self.layers if layer.name == name), None)
 
 
+IntensitySource = Literal["documented", "bits", "widened", "convention", "measured"]
+
+# NumPy's names of types in words.
+STORED_AS = {
+    "int8": "signed 8-bit",
+    "uint16": "16-bit",
+    "int16": "signed 16-bit",
+    "uint32": "32-bit",
+    "int32": "signed 32-bit",
+    "uint64": "64-bit",
+    "int64": "signed 64-bit",
+    "float16": "16-bit floating-point",
+    "float32": "floating-point",
+    "float64": "64-bit floating-point",
+}
+
+
+class IntensityRange(Value):
+    """Which stored numbers are black and white in images of more than eight bits.
+
+    One range holds for all images of a set that are stored alike, training and validation.
+
+    Attributes:
+        kind: NumPy's name of the stored type, such as "uint16".
+        images: How many images of the set are stored so.
+        low: The number that becomes black (0 of 255).
+        high: The number that becomes white (255 of 255).
+        source: What the range rests on: the files' own word, the number of bits in use, 8-bit
+            values widened to the type, a convention of floating point, or the measured ends.
+        lowest: The lowest pixel of the training images that were looked at.
+        highest: The highest.
+        measured_images: How many these were.
+        histogram: How many of their pixels, sampled evenly, lie in each of equal steps from
+            the lower of `low` and `lowest` to the higher of `high` and `highest`.
+    """
+
+    kind: str
+    images: int
+    low: float
+    high: float
+    source: IntensitySource
+    lowest: float
+    highest: float
+    measured_images: int
+    histogram: tuple[int, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What happens to these images, for a person."""
+        one = self.images == 1
+        seen = f"{self.measured_images:,} training image{'' if self.measured_images == 1 else 's'}"
+        reason = {
+            "documented": "as the files say",
+            "bits": f"{math.ceil(math.log2(self.high + 1))} bits; the brightest pixel of {seen} "
+            f"is {stored_number(self.highest)}",
+            "widened": f"8-bit values widened, in {seen}",
+            "convention": "the convention for floating point; the brightest pixel of "
+            f"{seen} is {stored_number(self.highest)}",
+            "measured": f"the lowest and highest pixel of {seen}",
+        }[self.source]
+        return (
+            f"{self.images:,} {STORED_AS.get(self.kind, self.kind)} image{'' if one else 's'}: "
+            f"intensities {stored_number(self.low)} to {stored_number(self.high)} ({reason}) are "
+            "shown and measured as black to white, in 256 steps; what lies outside is cut off."
+        )
+
+
+def stored_number(value: float) -> str:
+    """Return a stored intensity as text: whole numbers whole, others in four digits."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+
+
 class DataOutline(Value):
     """A data set's classes, counts and identity.
 
     `counts` maps split ("train", "val") to images a class, in the order of `classes`.
-    `fingerprint` is a SHA-256 over what `fingerprint_covers` says.
+    `fingerprint` is a SHA-256 over what `fingerprint_covers` says. `caveats` are what a result
+    on this set must not hide; `notes` say how it was read. `intensities` has a range for each
+    kind of image of more than eight bits, and is empty where there is none.
     """
 
     spec: DataSpec
@@ -153,6 +228,8 @@ class DataOutline(Value):
     licence: str | None = None
     citation: str | None = None
     notes: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+    intensities: tuple[IntensityRange, ...] = ()
 
     @property
     def images(self) -> int:

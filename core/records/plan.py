@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, FiniteFloat, PrivateAttr, StrictInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    PrivateAttr,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from core.records.base import Value
-from core.records.specs import ModelSource
+from core.records.specs import ModelSource, odd_kwarg, odd_name
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -24,16 +33,24 @@ Version = Annotated[Literal[1], BeforeValidator(_no_truth)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
+# The largest networks of the libraries have a few thousand layers.
+MAX_LAYERS = 20_000
+MAX_TENSORS = 1_000
+MAX_NUMBERS = 64
+# Of a long list the first fault is enough: a million of them would fill the memory.
+Names = Annotated[tuple[Name, ...], Field(max_length=MAX_TENSORS, fail_fast=True)]
+Places = Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(fail_fast=True)]
+
 
 class ModelIdentity(Value):
     """The network the plan was made for."""
 
     source: ModelSource = Field(description="Library whose constructor makes the network.")
-    name: Name = Field(description="Name in that library.")
+    name: Name = Field(description="Name in that library; no address and no path.")
     weights: Literal["pretrained", "none", "checkpoint"] = Field(
         default="pretrained", description="Where the starting weights come from."
     )
-    checkpoint: str | None = Field(
+    checkpoint: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] | None = Field(
         default=None, description="Path of the checkpoint, when weights is 'checkpoint'."
     )
     classes: int = Field(
@@ -42,8 +59,8 @@ class ModelIdentity(Value):
     head: Literal["new", "own"] = Field(
         default="new", description="A new head for the downstream classes, or the weights' own."
     )
-    kwargs: dict[str, bool | int | FiniteFloat | str] = Field(
-        default_factory=dict, description="Extra constructor arguments."
+    kwargs: Annotated[dict[str, bool | int | FiniteFloat | str], Field(max_length=MAX_NUMBERS)] = (
+        Field(default_factory=dict, description="Extra constructor arguments.")
     )
     head_seed: Seed = Field(
         default=0, description="Seed of a replaced head, and of random weights."
@@ -51,6 +68,24 @@ class ModelIdentity(Value):
     backbone_sha256: Sha256 = Field(
         description="SHA-256 of the starting state without the layers sized by the class count."
     )
+
+    @field_validator("name")
+    @classmethod
+    def _listed(cls, name: str) -> str:
+        problem = odd_name(name)
+        if problem is not None:
+            raise ValueError(problem)
+        return name
+
+    @field_validator("kwargs")
+    @classmethod
+    def _harmless(
+        cls, kwargs: dict[str, bool | int | float | str]
+    ) -> dict[str, bool | int | float | str]:
+        problem = odd_kwarg(kwargs)
+        if problem is not None:
+            raise ValueError(problem)
+        return kwargs
 
 
 class Pattern(Value):
@@ -67,7 +102,7 @@ class SchemeChoice(Value):
     """How new values are drawn."""
 
     name: Name = Field(description="A name that `python -m core list schemes` prints.")
-    parameters: dict[str, FiniteFloat] = Field(
+    parameters: Annotated[dict[Name, FiniteFloat], Field(max_length=MAX_NUMBERS)] = Field(
         default_factory=dict, description="The scheme's own numbers, by name."
     )
 
@@ -94,7 +129,7 @@ class Entries(Value):
         description="Axis that is counted along, each index standing for a whole slice; null "
         "counts single entries in row-major order.",
     )
-    indices: tuple[Annotated[StrictInt, Field(ge=0)], ...] | None = Field(
+    indices: Places | None = Field(
         default=None, description="Which slices or entries, ascending, where they are few."
     )
     mask: Name | None = Field(
@@ -136,16 +171,14 @@ class Target(Value):
         description="What is reset: the whole layer, some of its units with all that belongs to "
         "them, or single weights.",
     )
-    parameters: tuple[Name, ...] = Field(
-        description="Resolved state_dict names of the parameters to rewrite."
-    )
-    buffers: tuple[Name, ...] = Field(
+    parameters: Names = Field(description="Resolved state_dict names of the parameters to rewrite.")
+    buffers: Names = Field(
         default=(), description="Resolved state_dict names of the buffers to rewrite."
     )
-    units: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(
+    units: Places = Field(
         default=(), description="Units that are reset, for people; the entries are the authority."
     )
-    entries: tuple[Entries, ...] = Field(
+    entries: Annotated[tuple[Entries, ...], Field(max_length=MAX_TENSORS)] = Field(
         default=(),
         description="Which entries are written. A tensor that is named above and not here is "
         "rewritten whole.",
@@ -170,9 +203,10 @@ class RuleChoice(Value):
     """The rule that made the selection: provenance, never the authority."""
 
     name: Name = Field(description="A name that `python -m core list rules` prints.")
-    parameters: dict[str, FiniteFloat | Annotated[str, Field(max_length=512)]] = Field(
-        default_factory=dict, description="The rule's own numbers and words, by name."
-    )
+    parameters: Annotated[
+        dict[Name, FiniteFloat | Annotated[str, Field(max_length=512)]],
+        Field(max_length=MAX_NUMBERS),
+    ] = Field(default_factory=dict, description="The rule's own numbers and words, by name.")
 
 
 class Companion(Value):
@@ -205,6 +239,11 @@ class Evidence(Value):
     note: Annotated[str, Field(max_length=10_000)] = Field(default="", description="Free words.")
 
 
+def _layer_of(parameter: str) -> str:
+    # A parameter of the root is a layer of its own.
+    return parameter.rpartition(".")[0] or parameter
+
+
 class ReinitPlan(Value):
     """A re-initialisation plan."""
 
@@ -213,14 +252,16 @@ class ReinitPlan(Value):
         default="plan", description="Name of the arm this plan makes."
     )
     model: ModelIdentity = Field(description="The network the plan was made for.")
-    patterns: tuple[Pattern, ...] = Field(
+    patterns: Annotated[tuple[Pattern, ...], Field(max_length=MAX_LAYERS)] = Field(
         default=(), description="How the layers were picked: provenance only."
     )
-    targets: tuple[Target, ...] = Field(description="What is reset: the authority.")
-    freeze: tuple[Name, ...] = Field(
+    targets: Annotated[tuple[Target, ...], Field(max_length=MAX_LAYERS)] = Field(
+        description="What is reset: the authority."
+    )
+    freeze: Annotated[tuple[Name, ...], Field(max_length=MAX_LAYERS, fail_fast=True)] = Field(
         default=(), description="Layers whose parameters do not train."
     )
-    learning_rates: tuple[LayerRate, ...] = Field(
+    learning_rates: Annotated[tuple[LayerRate, ...], Field(max_length=MAX_LAYERS)] = Field(
         default=(), description="Layers that train at another rate than the rest."
     )
     rule: RuleChoice | None = Field(
@@ -237,10 +278,27 @@ class ReinitPlan(Value):
             ("freeze", self.freeze),
             ("learning_rates", [rate.layer for rate in self.learning_rates]),
         ):
-            twice = next((each for each in layers if list(layers).count(each) > 1), None)
+            twice = next((each for each, count in Counter(layers).items() if count > 1), None)
             if twice is not None:
                 raise ValueError(f'{key} names "{twice}" twice')
         return self
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Layers of which the plan writes parameters and that do not train.
+
+        They are frozen, or train at 0 times the learning rate, so that they keep what is written
+        into them, random or 0, for as long as one trains. A plan is not made so; one that is read
+        may be, because random features can be what somebody wants.
+        """
+        still = {*self.freeze, *(rate.layer for rate in self.learning_rates if rate.factor == 0)}
+        if not still:
+            return ()
+        written: dict[str, None] = {}
+        for target in self.targets:
+            if target.parameters:
+                written |= dict.fromkeys((target.layer, *map(_layer_of, target.parameters)))
+        return tuple(layer for layer in written if layer in still)
 
     # Bytes of the companion, once read. They are not part of the JSON.
     _companion: bytes | None = PrivateAttr(default=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Literal
 
 from core.records.base import Value
@@ -9,6 +11,35 @@ from core.records.base import Value
 ModelSource = Literal["embedded", "timm", "torchvision"]
 DataSource = Literal["embedded", "folder", "zip", "npz", "torchvision"]
 Weights = Literal["pretrained", "none", "checkpoint"]
+
+
+# What timm and torchvision call their models, and tags of weights behind a dot. A colon or a slash
+# would make timm look on the hub, or in a folder, and run what it finds there.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_]{1,120}(\.[A-Za-z0-9_.-]{1,120})?")
+# Constructor arguments a specification may carry. The libraries take far more, and some of them
+# name files, addresses and code.
+KWARGS: Mapping[str, type] = {"dynamic_img_size": bool, "drop_rate": float, "drop_path_rate": float}
+
+
+def odd_name(name: str) -> str | None:
+    """Return why a name is none of a library's models, or None when it may be one."""
+    if _MODEL_NAME.fullmatch(name):
+        return None
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        kind = name.partition(":")[0]
+        return f'"{kind}:" names are not opened; take a name the library itself lists'
+    return "a model is named as its library lists it: letters, digits, dots, dashes and _"
+
+
+def odd_kwarg(kwargs: Mapping[str, object]) -> str | None:
+    """Return why constructor arguments are refused, or None when all are known and harmless."""
+    for key, value in kwargs.items():
+        if type(value) is not KWARGS.get(key):
+            known = ", ".join(f"{name} ({kind.__name__})" for name, kind in KWARGS.items())
+            return f'the argument "{key[:80]}" is not taken; known are: {known}'
+        if isinstance(value, float) and not 0 <= value < 1:
+            return f'the argument "{key}" is {value:g}; give a share from 0 to below 1'
+    return None
 
 
 class ModelSpec(Value):

@@ -33,6 +33,8 @@ from plotly.io.json import to_json_plotly
 from streamlit.components.v2.get_bidi_component_manager import get_bidi_component_manager
 from streamlit.components.v2.manifest_scanner import ComponentConfig, ComponentManifest
 
+from dashboard import words
+
 if TYPE_CHECKING:
     from streamlit.components.v2.types import ComponentRenderer
 
@@ -112,8 +114,9 @@ def plot(
         raise ValueError(f"Plot {key!r} has no alt text. Say in one sentence what it shows.")
     if height <= 0:
         raise ValueError(f"Plot {key!r} asks for a height of {height} px. Give a positive one.")
-    contents = (figure if isinstance(figure, go.Figure) else go.Figure(figure)).to_dict()
-    layout = contents.get("layout", {})
+    given = (figure if isinstance(figure, go.Figure) else go.Figure(figure)).to_dict()
+    contents = {**given, "data": _cleaned(given["data"]), "layout": _cleaned(given["layout"])}
+    layout = contents["layout"]
     layout.pop("template", None)
     layout.setdefault("uirevision", key)
     result = _component()(
@@ -124,7 +127,7 @@ def plot(
             "traces": to_json_plotly(contents["data"]),
             "layout": to_json_plotly(layout),
             "height": height,
-            "alt": alt,
+            "alt": words.clean(alt),
             "hatch": hatch_missing,
             "file": key,
         },
@@ -147,6 +150,20 @@ def read_event(key: str) -> PlotEvent | None:
     """
     value = st.session_state.get(key)
     return _parse(value.get(_EVENT)) if isinstance(value, Mapping) else None
+
+
+def _cleaned(value: Any) -> Any:
+    """Return part of a figure with every text in it cleaned: names come from files of others.
+
+    Layer names in `customdata` are shown nowhere and come back with a click, so they stay.
+    """
+    if isinstance(value, str):
+        return words.clean(value)
+    if isinstance(value, Mapping):
+        return {key: each if key == "customdata" else _cleaned(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(each) for each in value]
+    return value
 
 
 def _ignore() -> None:

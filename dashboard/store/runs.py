@@ -1,23 +1,23 @@
-"""Background runs: one queue for the whole server, one worker process at a time.
+"""Background runs: lanes of runs for the whole server, one worker process at a time in each.
 
 A worker is the command line itself in a process group of its own, so that a Stop reaches its
-data loaders too and the page's process never trains. What it says goes through a file of events
-that one thread tails; nothing here touches streamlit, because threads have no session.
+data loaders too and the page's process never trains. What it says goes through a file of events;
+nothing here touches streamlit, because threads have no session.
 
-Hard part: the server may die while a worker lives. Each run's folder therefore says everything
-needed to take it up again: the process id, who started it, and the events so far. A worker that
-still beats is adopted, a dead one is marked as such.
+Hard part: everything may fail at any moment. The server may die while a worker lives: each run's
+folder says everything needed to take it up again. The disk may be full: a lane is let go of
+before anything is saved, and what could not be saved is kept in memory and saved later. There may
+be no thread or process to be had: one keeper looks after all runs, pages do its work where it
+could not be started, and a run that could not be launched waits. Another server may have the
+folder: then this one only looks, until the other is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import logging
-import os
-import re
 import secrets
-import signal
 import subprocess
 import sys
 import threading
@@ -28,94 +28,63 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from core.records import ArmCurve, StepRecord
-from dashboard.store.workspace import ROOT, home, write_atomically
+from core.claims import Claim, Holder, take
+from core.disk import free_bytes, no_room, trouble
+from core.errors import LimberError, OptionError
+from dashboard.store.run_folder import (
+    PASSING,
+    POSIX,
+    RUN_ID,
+    Run,
+    RunKind,
+    RunState,
+    RunView,
+    discard,
+    find_worker,
+    has_begun,
+    is_gone,
+    last_line,
+    read_events,
+    read_record,
+    run_folders,
+    signal_group,
+    stop_wanted,
+    sweep,
+    write_record,
+)
+from dashboard.store.workspace import ROOT, home
 
 log = logging.getLogger("limber.runs")
 
-RunKind = Literal["measure", "finetune", "apply", "plan", "preview"]
-RunState = Literal["queued", "running", "stopping", "done", "stopped", "failed"]
-LIVE: frozenset[str] = frozenset({"queued", "running", "stopping"})
-RUN_ID = re.compile(r"[a-z]{3,10}-[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
+__all__ = ["RUN_ID", "RunKind", "RunQueue", "RunState", "RunView", "queue"]
+
+Lane = Literal["device", "light"]
+# Light jobs take seconds. They share the device with a fine-tune rather than wait hours for it.
+LANES: Mapping[RunKind, Lane] = {
+    "measure": "device",
+    "finetune": "device",
+    "plan": "light",
+    "preview": "light",
+    "apply": "light",
+}
+SLOTS: Mapping[Lane, int] = {"device": 1, "light": 1}
 POLL_S = 0.1
+AGAIN_S = 1.0
 TERM_AFTER_S = 3.0
 KILL_AFTER_S = 5.0
-HEARTBEAT_LOST_S = 15.0
-POSIX = os.name == "posix"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunView:
-    """What a page may know of a run at one moment.
-
-    Attributes:
-        facts: What it was started with, for titles and for telling whether it is stale.
-        done, total, unit, eta_s: Progress as the worker told it last; total 0 before it did.
-        message: The one sentence to show when it failed.
-        result: What the worker handed out when it was done.
-        queue_place: Runs before it in the queue; 0 when it is not waiting.
-    """
-
-    id: str
-    kind: RunKind
-    state: RunState
-    folder: Path
-    facts: Mapping[str, Any]
-    created: float
-    started: float | None = None
-    ended: float | None = None
-    phase: str = ""
-    done: int = 0
-    total: int = 0
-    unit: str = ""
-    eta_s: float | None = None
-    message: str | None = None
-    steps: tuple[StepRecord, ...] = ()
-    caveats: tuple[str, ...] = ()
-    result: Mapping[str, Any] = field(default_factory=dict)
-    queue_place: int = 0
-
-    @property
-    def live(self) -> bool:
-        """Whether it has not ended yet."""
-        return self.state in LIVE
-
-    @property
-    def fraction(self) -> float:
-        """Progress in [0, 1]."""
-        return min(1.0, self.done / self.total) if self.total else 0.0
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds it has run."""
-        if self.started is None:
-            return 0.0
-        return max(0.0, (self.ended or time.time()) - self.started)
-
-    def curves(self) -> tuple[ArmCurve, ...]:
-        """Return the steps so far as curves, arms and seeds in the order they began."""
-        grouped: dict[tuple[str, int], list[StepRecord]] = {}
-        for step in self.steps:
-            grouped.setdefault((step.arm, step.seed), []).append(step)
-        return tuple(
-            ArmCurve(arm=arm, seed=seed, steps=tuple(steps))
-            for (arm, seed), steps in grouped.items()
-        )
+LOCK = "server.lock"
+# Below this a disk counts as full: a record would fit, and hardly a result.
+LEAST_FREE = 1_000_000
 
 
 @dataclass(slots=True)
-class _Run:
-    view: RunView
-    argv: tuple[str, ...]
-    pid: int | None = None
-    process: subprocess.Popen[bytes] | None = None
-    stop_asked: float | None = None
-    last_event: float = 0.0
-    offset: int = 0
-    steps: list[StepRecord] = field(default_factory=list)
-    saw_stopped: bool = False
-    saw_done: bool = False
-    error: str | None = None
+class _Lane:
+    slots: int
+    waiting: deque[str] = field(default_factory=deque)
+    active: list[str] = field(default_factory=list)
+    # When to try again what the machine had no room for, by a clock that nobody sets.
+    not_before: float = 0.0
+    held_by: OSError | None = None
 
 
 class RunQueue:
@@ -124,10 +93,20 @@ class RunQueue:
     def __init__(self) -> None:
         """Start empty; `recover` looks at what an earlier server left behind."""
         self._lock = threading.RLock()
-        self._waiting: deque[str] = deque()
-        self._runs: dict[str, _Run] = {}
-        self._active: str | None = None
-        self._recovered: set[Path] = set()
+        self._lanes = {name: _Lane(slots) for name, slots in SLOTS.items()}
+        self._runs: dict[str, Run] = {}
+        self._number = 0
+        self._unsaved: dict[str, OSError] = {}
+        self._saved_at = 0.0
+        self._keeper: threading.Thread | None = None
+        self._base: Path | None = None
+        self._claim: Claim | None = None
+        self._holder: Holder | None = None
+        self._refused: OSError | None = None
+        self._claimed_at = 0.0
+        self._address = ""
+
+    # Starting, stopping, looking
 
     def start(
         self,
@@ -136,31 +115,48 @@ class RunQueue:
         argv: Callable[[Path], Sequence[str]],
         facts: Mapping[str, Any],
     ) -> str:
-        """Put a run into the queue and return its id.
+        """Put a run into its lane and return its id.
 
         Args:
             kind: What it does.
             folder: Folder of the workspace; the run gets one of its own below it.
             argv: Arguments after `python -m core`, given the run's folder.
             facts: JSON values kept with the run.
+
+        Raises:
+            LimberError: Another server has the folder, or the run cannot be written down.
         """
-        run_id = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        run_id = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         run_folder = folder / "runs" / run_id
-        run_folder.mkdir(parents=True)
-        view = RunView(
-            id=run_id,
-            kind=kind,
-            state="queued",
-            folder=run_folder,
-            facts=dict(facts),
-            created=time.time(),
-        )
-        run = _Run(view=view, argv=tuple(argv(run_folder)))
         with self._lock:
+            self.recover(again=True)
+            if self._claim is None:
+                raise LimberError(self._elsewhere())
+            self._number += 1
+            view = RunView(
+                id=run_id,
+                kind=kind,
+                state="queued",
+                folder=run_folder,
+                facts=dict(facts),
+                created=time.time(),
+                number=self._number,
+            )
+            try:
+                run_folder.mkdir(parents=True)
+                run = Run(view=view, argv=tuple(argv(run_folder)))
+                # A run that nobody could find again after a crash is not begun at all.
+                write_record(run)
+            except OSError as error:
+                discard(run_folder)
+                raise OptionError(f"Nothing was started. {trouble(error, run_folder)}") from error
+            except BaseException:
+                discard(run_folder)
+                raise
             self._runs[run_id] = run
-            self._waiting.append(run_id)
-            self._save(run)
-            self._start_next()
+            self._lane(run).waiting.append(run_id)
+            self._fill()
+            self._keep()
         return run_id
 
     def stop(self, run_id: str) -> None:
@@ -169,15 +165,15 @@ class RunQueue:
             run = self._runs.get(run_id)
             if run is None or not run.view.live or run.stop_asked is not None:
                 return
-            if run.view.state == "queued":
-                self._waiting.remove(run_id)
-                self._end(run, "stopped", None)
-                return
-            run.stop_asked = time.monotonic()
-            run.view = replace(run.view, state="stopping")
             with contextlib.suppress(OSError):
                 (run.view.folder / "stop").touch()
-            self._save(run)
+            if self._claim is None:
+                # The file is all that another server's run can be told.
+                return
+            if run.view.state == "queued":
+                self._end(run, "stopped", None)
+                return
+            self._ask_to_stop(run)
 
     def view(self, folder: Path, run_id: str) -> RunView | None:
         """Return a run of the workspace in `folder`, from memory or from disk."""
@@ -185,76 +181,278 @@ class RunQueue:
             return None
         with self._lock:
             run = self._runs.get(run_id)
-            if run is None:
-                run = _read_run(folder / "runs" / run_id)
-                if run is None:
-                    return None
-                self._runs[run_id] = run
-            if run.view.folder.parent != folder / "runs":
+            if run is None or (self._claim is None and run.view.live):
+                run = self._look(folder / "runs" / run_id, run)
+            if run is None or run.view.folder.parent != folder / "runs":
                 return None
-            return self._snapshot(run)
+            return run.snapshot(self._place(run))
 
     def runs(self, folder: Path, kind: RunKind | None = None) -> tuple[RunView, ...]:
         """Return the runs of a workspace, newest first."""
         try:
-            names = sorted((path.name for path in (folder / "runs").iterdir()), reverse=True)
-        except FileNotFoundError:
+            names = [path.name for path in (folder / "runs").iterdir()]
+        except OSError:
             return ()
         wanted = [name for name in names if kind is None or name.startswith(f"{kind}-")]
         found = [self.view(folder, name) for name in wanted]
         views = [view for view in found if view is not None]
-        return tuple(sorted(views, key=lambda view: view.created, reverse=True))
+        return tuple(sorted(views, key=lambda view: (view.number, view.created), reverse=True))
 
     def live(self) -> tuple[RunView, ...]:
-        """Return every run that has not ended, of all workspaces, the running one first."""
+        """Return every run that has not ended, of all workspaces, the running ones first."""
         with self._lock:
-            names = [self._active] if self._active else []
-            names += [name for name in self._waiting if name not in names]
-            return tuple(self._snapshot(self._runs[name]) for name in names)
+            self.recover()
+            self._tend_without_keeper()
+            if self._claim is None:
+                self._look_around()
+            running = [name for lane in self._lanes.values() for name in lane.active]
+            waiting = [name for lane in self._lanes.values() for name in lane.waiting]
+            found = [self._runs[name] for name in (*running, *waiting)]
+            return tuple(run.snapshot(self._place(run)) for run in found)
 
-    def recover(self) -> None:
-        """Adopt workers that outlived their server; mark the dead ones. Cheap when repeated."""
-        base = home() / "workspaces"
+    def troubles(self) -> tuple[str, ...]:
+        """Return what every page should say: a full disk, another server, no locks; often none."""
         with self._lock:
-            if base in self._recovered:
+            self.recover()
+            said: list[str] = []
+            for run_id, error in self._unsaved.items():
+                said.append(
+                    f"{trouble(error, self._runs[run_id].view.folder)} What the runs do is kept in "
+                    "memory and saved as soon as there is room."
+                )
+                break
+            for lane in self._lanes.values():
+                if not said and lane.held_by is not None:
+                    said.append(trouble(lane.held_by, home()))
+            free = free_bytes(home())
+            if not said and free is not None and free < LEAST_FREE:
+                said.append(trouble(OSError(errno.ENOSPC, ""), home()))
+            if self._claim is None:
+                said.append(self._elsewhere())
+            elif not self._claim.locked:
+                said.append(
+                    f'The file system of "{home()}" has no locks. Do not open a second Limber on '
+                    "this folder."
+                )
+            return tuple(said)
+
+    # Whose folder it is
+
+    def recover(self, *, again: bool = False, address: str = "") -> None:
+        """Take the folder if nobody has it, and then take up what its last owner left.
+
+        Workers that outlived their server are adopted, runs that waited wait again, and those
+        whose worker is gone are marked. Cheap when repeated.
+
+        Args:
+            again: Ask at once, though another server had the folder a moment ago.
+            address: Where a browser finds this server, for another server's pages to say.
+        """
+        base = home()
+        with self._lock:
+            self._address = address or self._address
+            now = time.monotonic()
+            same = base == self._base
+            if same and self._claim is not None and self._claim.ours:
                 return
-            self._recovered.add(base)
-            for path in sorted(base.glob("*/runs/*/run.json")):
-                run = _read_run(path.parent)
-                if run is None or not run.view.live or run.view.id in self._runs:
-                    continue
-                self._runs[run.view.id] = run
-                if run.view.state == "queued":
-                    self._end(run, "stopped", "The program was closed before this run began.")
-                elif run.pid is not None and _is_our_worker(run):
-                    self._adopt(run)
-                else:
-                    self._conclude(run, None)
-
-    def _snapshot(self, run: _Run) -> RunView:
-        place = 0
-        if run.view.state == "queued" and run.view.id in self._waiting:
-            place = self._waiting.index(run.view.id) + (1 if self._active else 0)
-        return replace(run.view, steps=tuple(run.steps), queue_place=place)
-
-    def _start_next(self) -> None:
-        if self._active is not None or not self._waiting:
-            return
-        run = self._runs[self._waiting.popleft()]
-        folder = run.view.folder
-        with (folder / "stdout.log").open("wb") as out, (folder / "stderr.log").open("wb") as err:
+            if same and not again and now - self._claimed_at < AGAIN_S:
+                return
+            if self._claim is not None:
+                self._claim.release()
+            before = self._holder
+            self._base, self._claimed_at = base, now
+            self._claim, self._holder, self._refused = None, None, None
             try:
-                run.process = self._launch(run.argv, out, err)
+                base.mkdir(parents=True, exist_ok=True)
+                found = take(base / LOCK, what="", address=self._address, must_sign=False)
+                if isinstance(found, Holder):
+                    self._holder = found
+                    if found != before:
+                        log.warning("%s belongs to %s", base, found.words())
+                    return
+                self._claim = found
+                self._take_up(base)
             except OSError as error:
-                self._end(run, "failed", f"The worker could not be started: {error}.")
-                self._start_next()
-                return
+                if self._claim is not None:
+                    self._claim.release()
+                self._claim, self._refused = None, error
+
+    def close(self) -> None:
+        """Let go of the folder, as the end of this process would; workers go on."""
+        with self._lock:
+            if self._claim is not None:
+                self._claim.release()
+            self._claim, self._base = None, None
+            for lane in self._lanes.values():
+                lane.waiting.clear()
+                lane.active.clear()
+            self._runs.clear()
+            self._unsaved.clear()
+
+    def _elsewhere(self) -> str:
+        if self._refused is not None:
+            return f"{trouble(self._refused, home() / LOCK)} No run can be started until then."
+        holder = (self._holder or Holder()).words()
+        return (
+            f'Another Limber ({holder}) has the folder "{home()}". Its runs can be watched and '
+            "stopped here; start new ones there, or start this one with another folder in "
+            "LIMBER_HOME."
+        )
+
+    def _take_up(self, base: Path) -> None:
+        own = {name for lane in self._lanes.values() for name in (*lane.active, *lane.waiting)}
+        for run_id in [name for name, run in self._runs.items() if run.view.live]:
+            # Seen while another server had it.
+            if run_id not in own or self._runs[run_id].process is None:
+                self._forget(run_id)
+        found = [read_record(path) for path in run_folders(base)]
+        known = [run for run in found if run is not None and run.view.id not in self._runs]
+        self._number = max([self._number, *(run.view.number for run in known)])
+        for run in sorted(known, key=lambda run: (run.view.number, run.view.created)):
+            if run.view.live or run.spoilt:
+                self._resume(run)
+        self._fill()
+        self._keep()
+
+    def _resume(self, run: Run) -> None:
+        """Take up a run that had not ended when it was last written down."""
+        read_events(run)
+        pid = find_worker(run)
+        if pid is not None:
+            # Even where the record was spoilt meanwhile: somebody is at work.
+            self._runs[run.view.id] = run
+            if run.spoilt or run.view.state == "queued":
+                run.view = replace(
+                    run.view, state="running", started=run.view.created, message=None
+                )
+            run.pid = pid
+            self._lane(run).active.append(run.view.id)
+            self._save(run)
+        elif not run.spoilt:
+            self._runs[run.view.id] = run
+            if run.view.state == "queued" and not has_begun(run) and not stop_wanted(run):
+                self._lane(run).waiting.append(run.view.id)
+                sweep(run.view.folder)
+            else:
+                self._conclude(run, None)
+
+    def _look(self, folder: Path, known: Run | None) -> Run | None:
+        """Return a run as its folder tells it, keeping the events that were read already."""
+        try:
+            run = read_record(folder)
+            if run is None or run.spoilt:
+                return run
+            if self._claim is not None and run.view.live:
+                # Brought here by hand while this server had the folder.
+                self._resume(run)
+                return run
+            if known is None:
+                read_events(run)
+        except OSError:
+            return known
+        if known is not None:
+            known.view = replace(
+                known.view,
+                state=run.view.state,
+                started=run.view.started,
+                ended=run.view.ended,
+                message=run.view.message,
+            )
+            run = known
+            with contextlib.suppress(OSError):
+                read_events(run)
+        self._runs[run.view.id] = run
+        return run
+
+    def _look_around(self) -> None:
+        """See what another server's lanes hold."""
+        for lane in self._lanes.values():
+            lane.active.clear()
+            lane.waiting.clear()
+        found = []
+        try:
+            folders = run_folders(home())
+        except OSError:
+            folders = []
+        for path in folders:
+            known = self._runs.get(path.name)
+            if known is None or known.view.live:
+                run = self._look(path, known)
+                if run is not None and run.view.live:
+                    found.append(run)
+        for run in sorted(found, key=lambda run: run.view.number):
+            lane = self._lane(run)
+            (lane.waiting if run.view.state == "queued" else lane.active).append(run.view.id)
+
+    # Lanes
+
+    def _lane(self, run: Run) -> _Lane:
+        return self._lanes[LANES[run.view.kind]]
+
+    def _place(self, run: Run) -> int:
+        lane = self._lane(run)
+        if run.view.state != "queued" or run.view.id not in lane.waiting:
+            return 0
+        return lane.waiting.index(run.view.id) + len(lane.active)
+
+    def _forget(self, run_id: str) -> None:
+        run = self._runs.pop(run_id)
+        self._unsaved.pop(run_id, None)
+        lane = self._lane(run)
+        for names in (lane.waiting, lane.active):
+            with contextlib.suppress(ValueError):
+                names.remove(run_id)
+
+    def _fill(self) -> None:
+        for lane in self._lanes.values():
+            while (
+                self._claim is not None
+                and lane.waiting
+                and len(lane.active) < lane.slots
+                and time.monotonic() >= lane.not_before
+            ):
+                run = self._runs[lane.waiting[0]]
+                try:
+                    lane.held_by = self._begin(run)
+                except Exception as error:
+                    log.exception("run %s could not be started", run.view.id)
+                    message = f"The worker could not be started ({type(error).__name__})."
+                    self._end(run, "failed", message)
+                if lane.held_by is not None:
+                    run.view = replace(run.view, phase=_waits_for(lane.held_by))
+                    lane.not_before = time.monotonic() + AGAIN_S
+                    break
+
+    def _begin(self, run: Run) -> OSError | None:
+        """Launch the worker of a waiting run; return what it must wait for, or None."""
+        folder = run.view.folder
+        if is_gone(folder):
+            self._end(run, "failed", "The run's folder was deleted before it began.")
+            return None
+        if stop_wanted(run):
+            self._end(run, "stopped", None)
+            return None
+        try:
+            # A worker that could not even write this down would fail at once, and all after it.
+            write_record(run)
+            with (
+                (folder / "stdout.log").open("wb") as out,
+                (folder / "stderr.log").open("wb") as err,
+            ):
+                run.process = self._launch(run.argv, out, err)
+        except OSError as error:
+            if no_room(error) or error.errno in PASSING:
+                return error
+            self._end(run, "failed", f"The worker could not be started ({error.strerror}).")
+            return None
         run.pid = run.process.pid
-        run.last_event = time.time()
-        run.view = replace(run.view, state="running", started=time.time())
-        self._active = run.view.id
+        run.begun = run.heard = time.monotonic()
+        run.view = replace(run.view, state="running", started=time.time(), phase="")
+        lane = self._lane(run)
+        lane.waiting.remove(run.view.id)
+        lane.active.append(run.view.id)
         self._save(run)
-        self._pump_in_thread(run)
+        return None
 
     @staticmethod
     def _launch(argv: Sequence[str], out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -268,50 +466,111 @@ class RunQueue:
             start_new_session=POSIX,
         )
 
-    def _adopt(self, run: _Run) -> None:
-        if self._active is None:
-            self._active = run.view.id
-        self._pump_in_thread(run)
+    # Looking after what runs
 
-    def _pump_in_thread(self, run: _Run) -> None:
-        threading.Thread(target=self._pump, args=(run,), daemon=True, name=run.view.id).start()
-
-    def _pump(self, run: _Run) -> None:
+    def _keep(self) -> None:
+        """See to it that the keeper is at work while there is anything to look after."""
+        if not self._busy() or self._kept():
+            return
+        self._keeper = threading.Thread(target=self._keep_on, daemon=True, name="runs")
         try:
-            while True:
-                code = run.process.poll() if run.process else None
-                alive = code is None if run.process else _is_our_worker(run)
-                with self._lock:
-                    self._take_events(run)
-                    if not alive:
-                        self._conclude(run, code)
-                        return
-                    self._press(run)
-                time.sleep(POLL_S)
-        except Exception:
-            log.exception("run %s could not be followed", run.view.id)
-            with self._lock:
-                self._end(run, "failed", "Limber lost track of this run. See the log.")
+            self._keeper.start()
+        except RuntimeError:
+            # No thread to be had: pages look after the runs whenever they ask, and try again.
+            self._keeper = None
 
-    def _press(self, run: _Run) -> None:
+    def _kept(self) -> bool:
+        return self._keeper is not None and self._keeper.is_alive()
+
+    def _busy(self) -> bool:
+        lanes = self._lanes.values()
+        return self._claim is not None and (
+            bool(self._unsaved) or any(lane.active or lane.waiting for lane in lanes)
+        )
+
+    def _keep_on(self) -> None:
+        while True:
+            with self._lock:
+                try:
+                    self._tend()
+                except Exception:
+                    log.exception("the runs could not be looked after")
+                if not self._busy():
+                    self._keeper = None
+                    return
+            time.sleep(POLL_S)
+
+    def _tend_without_keeper(self) -> None:
+        if not self._kept() and self._busy():
+            self._tend()
+            self._keep()
+
+    def _tend(self) -> None:
+        for name in [name for lane in self._lanes.values() for name in lane.active]:
+            run = self._runs[name]
+            try:
+                self._follow(run)
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in PASSING:
+                    continue
+                log.exception("run %s could not be followed", name)
+                signal_group(run, kill=True)
+                self._end(run, "failed", "Limber lost track of this run. See the log.")
+        for name in [name for lane in self._lanes.values() for name in lane.waiting]:
+            if stop_wanted(self._runs[name]):
+                self._end(self._runs[name], "stopped", None)
+        self._fill()
+        if self._unsaved and time.monotonic() - self._saved_at >= AGAIN_S:
+            self._saved_at = time.monotonic()
+            for name in list(self._unsaved):
+                self._save(self._runs[name])
+
+    def _follow(self, run: Run) -> None:
+        code = run.process.poll() if run.process else None
+        alive = code is None if run.process else find_worker(run) is not None
+        read_events(run)
+        if not alive:
+            self._conclude(run, code)
+            return
+        if not run.lost and is_gone(run.view.folder):
+            # What it finds out would have no place.
+            run.lost = True
+            signal_group(run, kill=False)
+        if run.stop_asked is None and (run.lost or stop_wanted(run)):
+            self._ask_to_stop(run)
+        self._press(run)
+
+    def _ask_to_stop(self, run: Run) -> None:
+        run.stop_asked = time.monotonic()
+        run.view = replace(run.view, state="stopping")
+        self._save(run)
+        self._keep()
+
+    def _press(self, run: Run) -> None:
         if run.stop_asked is None or run.pid is None:
             return
         waited = time.monotonic() - run.stop_asked
         if waited > KILL_AFTER_S:
-            _signal_group(run, kill=True)
+            signal_group(run, kill=True)
         elif waited > TERM_AFTER_S:
-            _signal_group(run, kill=False)
+            signal_group(run, kill=False)
 
-    def _take_events(self, run: _Run) -> None:
-        _read_events(run)
+    def _conclude(self, run: Run, code: int | None) -> None:
+        """End a run whose worker has ended.
 
-    def _conclude(self, run: _Run, code: int | None) -> None:
-        _read_events(run)
-        if run.error is not None and not run.stop_asked:
+        Args:
+            run: The run.
+            code: The worker's exit code; None where it was another server's child.
+        """
+        read_events(run)
+        if run.lost:
+            self._end(run, "failed", "The run's folder was deleted while it ran.")
+        elif run.error is not None and not run.stop_asked:
             self._end(run, "failed", run.error)
         elif run.saw_stopped or (run.stop_asked is not None and not run.saw_done):
             self._end(run, "stopped", None)
-        elif run.saw_done:
+        elif run.saw_done or code == 0:
+            # Events may be lost on a full disk; an exit code never is.
             self._end(run, "done", None)
         elif code is None:
             self._end(run, "failed", "The program was closed and the worker ended with it.")
@@ -323,157 +582,57 @@ class RunQueue:
                 "run out of memory: try a smaller batch or smaller images.",
             )
         else:
-            self._end(run, "failed", _last_line(run.view.folder / "stderr.log", code))
+            self._end(run, "failed", _why(run, code))
 
-    def _end(self, run: _Run, state: RunState, message: str | None) -> None:
-        run.view = replace(run.view, state=state, message=message, ended=time.time(), eta_s=None)
+    def _end(self, run: Run, state: RunState, message: str | None) -> None:
+        run.view = replace(run.view, state=state, message=message, ended=run.ended_at(), eta_s=None)
         run.process = None
+        # Let go of before anything is saved: no disk may hold up the runs behind it.
+        lane = self._lane(run)
+        for names in (lane.waiting, lane.active):
+            with contextlib.suppress(ValueError):
+                names.remove(run.view.id)
         self._save(run)
-        if self._active == run.view.id:
-            self._active = None
-            self._start_next()
+        sweep(run.view.folder)
 
-    @staticmethod
-    def _save(run: _Run) -> None:
-        view = run.view
-        document = {
-            "id": view.id,
-            "kind": view.kind,
-            "state": view.state,
-            "facts": dict(view.facts),
-            "created": view.created,
-            "started": view.started,
-            "ended": view.ended,
-            "message": view.message,
-            "argv": list(run.argv),
-            "pid": run.pid,
-            "server_pid": os.getpid(),
-            "stop_asked": run.stop_asked is not None,
-        }
-        write_atomically(view.folder / "run.json", json.dumps(document, indent=1))
-
-
-def _read_run(folder: Path) -> _Run | None:
-    try:
-        document = json.loads((folder / "run.json").read_text("utf-8"))
-        view = RunView(
-            id=folder.name,
-            kind=document["kind"],
-            state=document["state"],
-            folder=folder,
-            facts=document["facts"],
-            created=document["created"],
-            started=document["started"],
-            ended=document["ended"],
-            message=document["message"],
-        )
-        run = _Run(view=view, argv=tuple(document["argv"]), pid=document["pid"])
-        if document.get("stop_asked"):
-            run.stop_asked = time.monotonic()
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    _read_events(run)
-    return run
-
-
-def _read_events(run: _Run) -> None:
-    """Fold the events that came since the last call; a half-written last line waits."""
-    try:
-        with (run.view.folder / "events.jsonl").open("rb") as file:
-            file.seek(run.offset)
-            text = file.read()
-    except FileNotFoundError:
-        return
-    whole, newline, _ = text.rpartition(b"\n")
-    if not newline:
-        return
-    run.offset += len(whole) + 1
-    for line in whole.split(b"\n"):
+    def _save(self, run: Run) -> None:
+        """Write a run's record now, or as soon as the disk lets us."""
+        if run.spoilt:
+            # Somebody may want to mend it.
+            return
         try:
-            event = json.loads(line)
-            _fold(run, event)
-        except (ValueError, KeyError, TypeError):
-            log.warning("run %s wrote an event that cannot be read", run.view.id)
+            write_record(run)
+        except OSError as error:
+            if is_gone(run.view.folder):
+                self._unsaved.pop(run.view.id, None)
+                return
+            if run.view.id not in self._unsaved:
+                log.warning("run %s could not be saved: %s", run.view.id, error)
+            self._unsaved[run.view.id] = error
+            self._keep()
+        else:
+            self._unsaved.pop(run.view.id, None)
 
 
-def _fold(run: _Run, event: Mapping[str, Any]) -> None:
-    run.last_event = float(event.get("t", time.time()))
-    kind = event["event"]
-    if kind == "record":
-        caveats = tuple(map(str, event["record"].get("caveats", ())))
-        run.view = replace(run.view, caveats=caveats)
-    elif kind == "step":
-        run.steps.append(
-            StepRecord(
-                arm=event["arm"],
-                seed=event["seed"],
-                step=event["step"],
-                train_loss=_number(event["train_loss"]),
-                val_accuracy=_number(event["val_accuracy"]),
-                wall_s=event["wall_s"],
-            )
-        )
-    elif kind == "progress":
-        run.view = replace(
-            run.view,
-            done=int(event["done"]),
-            total=int(event["total"]),
-            unit=str(event.get("unit", "")),
-            eta_s=event.get("eta_s"),
-        )
-    elif kind == "phase":
-        # The numbers so far were those of the part before.
-        run.view = replace(run.view, phase=str(event["name"]), done=0, total=0, eta_s=None)
-    elif kind == "error":
-        run.error = str(event["message"])
-    elif kind == "stopped":
-        run.saw_stopped = True
-    elif kind == "done":
-        run.saw_done = True
-        run.view = replace(
-            run.view,
-            result={key: value for key, value in event.items() if key not in ("event", "t")},
-        )
+def _waits_for(error: OSError) -> str:
+    if no_room(error):
+        return "Waiting until there is room on the disk"
+    return f"Waiting until the machine can start a process ({error.strerror})"
 
 
-def _number(value: Any) -> float | None:
-    # Non-finite numbers arrive as words, which float() reads.
-    return None if value is None else float(value)
-
-
-def _is_our_worker(run: _Run) -> bool:
-    """Whether the run's process lives and is still the one that was started.
-
-    Process ids are used again, so the command line must name the run's folder where the system
-    shows it; elsewhere a recent heartbeat has to do.
-    """
-    if run.pid is None:
-        return False
-    arguments = Path(f"/proc/{run.pid}/cmdline")
-    if Path("/proc/self/cmdline").exists():
-        try:
-            return run.view.id.encode() in arguments.read_bytes()
-        except OSError:
-            return False
-    _read_events(run)
-    return time.time() - run.last_event < HEARTBEAT_LOST_S
-
-
-def _signal_group(run: _Run, *, kill: bool) -> None:
-    with contextlib.suppress(OSError):
-        if POSIX and run.pid is not None:
-            os.killpg(run.pid, signal.SIGKILL if kill else signal.SIGTERM)
-        elif run.process is not None:
-            run.process.kill()
-
-
-def _last_line(path: Path, code: int) -> str:
-    """Return the last line a worker wrote when it ended on a person's mistake, else a sentence."""
-    with contextlib.suppress(OSError):
-        lines = [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
-        if code == 2 and lines:
-            return lines[-1].strip().removeprefix("error: ")
-    return f"The worker ended unexpectedly (exit code {code}). Its log: {path}"
+def _why(run: Run, code: int) -> str:
+    """Return why a worker ended that told nothing through its events."""
+    said = last_line(run.view.folder / "stderr.log", code)
+    if said is not None:
+        return said
+    free = free_bytes(run.view.folder)
+    if code == 2 and free is not None and free < LEAST_FREE:
+        # What it had to say found no room either.
+        return trouble(OSError(errno.ENOSPC, ""), run.view.folder)
+    return (
+        f"The worker ended unexpectedly (exit code {code}). Its log: "
+        f"{run.view.folder / 'stderr.log'}"
+    )
 
 
 queue = RunQueue()

@@ -9,15 +9,20 @@ from __future__ import annotations
 import functools
 import logging
 import logging.handlers
+import socket
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec
 
 import streamlit as st
 
+from core.disk import no_room, settle_temporary_folder, trouble
 from core.errors import LimberError
 from dashboard import words
+from dashboard.store import inspection
 from dashboard.store.runs import queue
 from dashboard.store.values import model_entries
 from dashboard.store.workspace import Workspace, exists, home, new_id, workspace
@@ -37,7 +42,10 @@ def open_session() -> Workspace:
     The id is set again at every run, because the address loses it on a switch of pages.
     """
     _start_once(home())
-    queue.recover()
+    queue.recover(
+        address=f"http://{st.get_option('server.address') or socket.gethostname()}"
+        f":{st.get_option('server.port')}"
+    )
     asked = st.query_params.get("w", "")
     known = st.session_state.get(WORKSPACE_KEY)
     if asked and asked != known:
@@ -55,22 +63,64 @@ def open_session() -> Workspace:
     return workspace(known)
 
 
+def asks_login() -> bool:
+    """Whether the secrets name a provider by which people log in."""
+    try:
+        return "auth" in st.secrets
+    except FileNotFoundError:
+        return False
+
+
+def set_pulse(beat: Callable[[], object]) -> None:
+    """Say what touches the page while this script waits for a worker.
+
+    Touching it is how Streamlit stops a script whose page is gone or goes on to something else.
+    """
+    inspection.pulse.set(beat)
+
+
+def open_workspace(workspace_id: str | None) -> None:
+    """Go on with an earlier workspace, or with a new one, as if the page had just been opened.
+
+    Args:
+        workspace_id: Which; None starts a new one.
+    """
+    if workspace_id is not None and not exists(workspace_id):
+        notice("info", "That work is no longer on this machine.")
+        return
+    # What fields and pages remember belongs to the work that is left.
+    st.session_state.clear()
+    st.session_state[WORKSPACE_KEY] = st.query_params["w"] = workspace_id or new_id()
+
+
 def current() -> Workspace:
     """Return the workspace of this session; `open_session` came first."""
     return workspace(st.session_state[WORKSPACE_KEY])
 
 
+class _Log(logging.handlers.RotatingFileHandler):
+    """A log that does without a line where the disk has no room for it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Say it to the terminal in a line instead."""
+        with suppress(OSError):
+            print(f"{record.levelname} {record.name} {record.getMessage()}", file=sys.stderr)
+
+
 @functools.cache
 def _start_once(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(
+    settle_temporary_folder()
+    # Opened at the first line, so that a disk without room keeps no page from opening.
+    handler = _Log(
         folder / LOG_NAME, maxBytes=1_000_000, backupCount=1, encoding="utf-8", delay=True
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     log.addHandler(handler)
     # The libraries take seconds to import. Doing it beside the first page keeps that page and
-    # the answer to a name that needs a network inside their few seconds.
-    threading.Thread(target=_warm, daemon=True, name="warm").start()
+    # the answer to a name that needs a network inside their few seconds. Without a thread to be
+    # had the page that needs them waits.
+    with suppress(RuntimeError):
+        threading.Thread(target=_warm, daemon=True, name="warm").start()
 
 
 def _warm() -> None:
@@ -96,7 +146,16 @@ def take_notice() -> tuple[str, str] | None:
     return left
 
 
+def troubles() -> tuple[str, ...]:
+    """Return what every page should say: a full disk, another server; nothing on a good day."""
+    own = current().trouble
+    return tuple(dict.fromkeys([*([] if own is None else [own]), *queue.troubles()]))
+
+
 def _unforeseen(error: Exception) -> str:
+    if no_room(error):
+        named = getattr(error, "filename", None)
+        return f"{trouble(error, Path(named) if isinstance(named, str) else home())}"
     log.error("unforeseen error", exc_info=error)
     return (
         f"Something in Limber itself went wrong ({type(error).__name__}). What you decided is "

@@ -62,11 +62,16 @@ def all_runs(kind: RunKind | None = None) -> tuple[RunView, ...]:
     return queue.runs(current().folder, kind)
 
 
-def live_run(kind: RunKind | None = None) -> RunView | None:
-    """Return this workspace's run that goes on or waits, the running one first."""
+def live_runs(kind: RunKind | None = None) -> tuple[RunView, ...]:
+    """Return this workspace's runs that go on or wait, the running ones first."""
     folder = current().folder / "runs"
     mine = [run for run in queue.live() if run.folder.parent == folder]
-    return next((run for run in mine if kind in (None, run.kind)), None)
+    return tuple(run for run in mine if kind in (None, run.kind))
+
+
+def live_run(kind: RunKind | None = None) -> RunView | None:
+    """Return the first of this workspace's runs that go on or wait."""
+    return next(iter(live_runs(kind)), None)
 
 
 def stop_run(run_id: str) -> None:
@@ -375,7 +380,7 @@ def take_plan(plan: ReinitPlan) -> None:
     """Make a plan the present one; undo brings the old one back.
 
     Whole layers under one scheme and seed become a pick, which can be changed by hand. Any other
-    plan stays as it is.
+    plan stays as it is, and so does one that resets and freezes the same layer.
     """
     space = current()
     whole = all(target.granularity == "layer" and not target.entries for target in plan.targets)
@@ -384,13 +389,24 @@ def take_plan(plan: ReinitPlan) -> None:
     space.change_picks(
         layers=tuple(target.layer for target in plan.targets),
         freeze=plan.freeze,
-        patterns=tuple(each for each in plan.patterns if each.syntax != "name"),
+        patterns=_told_patterns(plan),
         name=plan.name,
         scheme=first.scheme.name,
         scheme_parameters=dict(first.scheme.parameters),
         seed=first.seed,
-        plan_file=None if whole and len(alike) == 1 else keep_plan(plan),
+        plan_file=None if whole and len(alike) == 1 and not plan.untrained else keep_plan(plan),
     )
+
+
+def _told_patterns(plan: ReinitPlan) -> tuple[Pattern, ...]:
+    """Return the patterns of a plan that are tried again as the pick changes.
+
+    They are provenance and a stranger's: a thousand expressions that take their time would hold
+    up the page.
+    """
+    slow = [each for each in plan.patterns if each.syntax == "regex"]
+    quick = [each for each in plan.patterns if each.syntax in ("glob", "type")]
+    return (*quick[:200], *slow[:4])
 
 
 def start_plan(rule: str, options: Mapping[str, object], scheme: str, seed: int) -> str:

@@ -1,8 +1,15 @@
-"""Values of the core, made once and shared by all sessions: lists, outlines, images."""
+"""Values of the core, made once and shared by all sessions: lists, outlines, images.
+
+What ships with Limber and the names of timm and torchvision are opened here; whatever a person
+uploaded or named by a path is opened by a worker within limits, whose answer is kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import json
+import tempfile
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +22,10 @@ from core.records import (
     ModelOutline,
     ModelSpec,
     Preprocessing,
+    ReinitPlan,
     SampleImage,
 )
+from dashboard.store import inspection, roots
 from dashboard.store.memo import Memo
 from dashboard.store.workspace import Choice
 
@@ -72,23 +81,108 @@ def changed_at(path: str | None) -> float | None:
 
 
 def model_spec(choice: Choice) -> ModelSpec:
-    """Return which network the choice means."""
+    """Return which network the choice means.
+
+    Raises:
+        LimberError: There is none, or its file is none that a page may name.
+    """
+    if choice.checkpoint is not None:
+        roots.permitted_path(choice.checkpoint)
     return core.resolve_model(choice.model, weights=choice.weights, checkpoint=choice.checkpoint)
 
 
 def data_spec(choice: Choice) -> DataSpec:
-    """Return which images the choice means."""
+    """Return which images the choice means.
+
+    Raises:
+        LimberError: There are none, or it is a path that a page may not name.
+    """
+    permitted_data(choice.data)
     return core.resolve_data(choice.data)
+
+
+def permitted_data(name: str) -> str:
+    """Return the name of a data set as the choice should keep it.
+
+    Raises:
+        LimberError: It is a path that a page may not name.
+    """
+    return roots.permitted_data(name, _embedded_sets())
+
+
+def _embedded_sets() -> frozenset[str]:
+    return frozenset(entry.name for entry in dataset_entries() if entry.embedded)
+
+
+def _mark(path: str | None) -> Hashable:
+    """Return what changes whenever the file does; of a folder, when its own entries do."""
+    try:
+        found = Path(path).stat() if path else None
+    except (OSError, ValueError):
+        return None
+    # The time of the last change of the entry cannot be set back, unlike that of its content.
+    return found and (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _data_key(choice: Choice) -> tuple[Hashable, ...]:
+    return (choice.data, _mark(choice.data))
 
 
 def data_outline(choice: Choice) -> DataOutline:
     """Return classes, counts and fingerprint of the chosen data."""
-    key = (choice.data, changed_at(choice.data))
-    return _data.get(key, lambda: core.outline_data(data_spec(choice)))
+    spec = data_spec(choice)
+    if spec.source == "embedded":
+        return _data.get(_data_key(choice), lambda: core.outline_data(spec))
+    return _data.get(_data_key(choice), lambda: _outline_from(_inspect_data(choice.data)))
+
+
+def look_at_data(choice: Choice, preprocessing: Preprocessing, count: int) -> None:
+    """Find out whether images can be had, some of them decoded, before they become the choice.
+
+    Outline and pictures are then at hand, so that the page does not wait for them again.
+
+    Args:
+        choice: With the images in question.
+        preprocessing: Size and resizing of the pictures.
+        count: How many.
+
+    Raises:
+        LimberError: They cannot; the message names the file or image.
+    """
+    data_key, image_key = _data_key(choice), _image_key(choice, preprocessing, count)
+    if data_spec(choice).source == "embedded":
+        data_outline(choice)
+        return
+    if _data.peek(data_key) is not None and _images.peek(image_key) is not None:
+        return
+    found = _inspect_data(choice.data, preprocessing, count)
+    # A person asked again: what was refused a moment ago counts no more.
+    _data.forget_refusal(data_key)
+    _images.forget_refusal(image_key)
+    _data.get(data_key, lambda: _outline_from(found))
+    _images.get(image_key, lambda: _pictures_from(found))
+
+
+def _inspect_data(
+    name: str, preprocessing: Preprocessing | None = None, count: int = 0
+) -> Mapping[str, Any]:
+    arguments = [f"--data={name}"]
+    if preprocessing is not None:
+        arguments += [f"--images={count}", f"--image-size={preprocessing.image_size}"]
+        arguments += [f"--interpolation={preprocessing.interpolation}"]
+    return inspection.inspect(arguments, files=[Path(name)])
+
+
+def _outline_from(found: Mapping[str, Any]) -> DataOutline:
+    return DataOutline.model_validate_json(json.dumps(found["data"]))
+
+
+def _pictures_from(found: Mapping[str, Any]) -> tuple[SampleImage, ...]:
+    return tuple(map(inspection.sample_image, found["images"]))
 
 
 def _model_key(choice: Choice, classes: int) -> Hashable:
-    return (choice.model_key, changed_at(choice.checkpoint), classes)
+    return (choice.model_key, _mark(choice.checkpoint), classes)
 
 
 def model_outline(choice: Choice, *, again: bool = False) -> ModelOutline:
@@ -99,15 +193,24 @@ def model_outline(choice: Choice, *, again: bool = False) -> ModelOutline:
         again: Try even if the same was refused a moment ago.
     """
     classes = len(data_outline(choice).classes)
+    spec = model_spec(choice)
     key = _model_key(choice, classes)
     if again:
         _outlines.forget_refusal(key)
-    return _outlines.get(key, lambda: core.outline_model(model_spec(choice), classes=classes))
+    if choice.checkpoint is None:
+        return _outlines.get(key, lambda: core.outline_model(spec, classes=classes))
+    return _outlines.get(key, partial(_inspect_model, choice.model, choice.checkpoint, classes))
+
+
+def _inspect_model(model: str, checkpoint: str, classes: int) -> ModelOutline:
+    arguments = [f"--model={model}", f"--checkpoint={checkpoint}", f"--classes={classes}"]
+    found = inspection.inspect(arguments, files=[Path(checkpoint)])
+    return ModelOutline.model_validate_json(json.dumps(found["model"]))
 
 
 def outline_if_ready(choice: Choice) -> tuple[ModelOutline | None, DataOutline | None]:
     """Return what is known already, without loading anything."""
-    data = _data.peek((choice.data, changed_at(choice.data)))
+    data = _data.peek(_data_key(choice))
     if data is None:
         return None, None
     return _outlines.peek(_model_key(choice, len(data.classes))), data
@@ -119,12 +222,37 @@ def model_title(choice: Choice) -> str:
     return outline.title if outline else choice.model
 
 
+def _image_key(choice: Choice, preprocessing: Preprocessing, count: int) -> Hashable:
+    return (*_data_key(choice), preprocessing.image_size, preprocessing.interpolation, count)
+
+
 def images(choice: Choice, preprocessing: Preprocessing, count: int) -> tuple[SampleImage, ...]:
     """Return sample images before and after preprocessing."""
-    key = (choice.data, changed_at(choice.data), preprocessing.model_dump_json(), count)
+    key = _image_key(choice, preprocessing, count)
+    spec = data_spec(choice)
+    if spec.source == "embedded":
+        return _images.get(key, lambda: core.sample_images(spec, preprocessing, count=count))
     return _images.get(
-        key, lambda: core.sample_images(data_spec(choice), preprocessing, count=count)
+        key, lambda: _pictures_from(_inspect_data(choice.data, preprocessing, count))
     )
+
+
+def read_plan(text: bytes, companion: bytes | None) -> ReinitPlan:
+    """Return a plan that was uploaded, once a worker has read the same bytes within its limits.
+
+    Raises:
+        LimberError: It is none; the message names the key or the file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / "plan.json"]
+        files[0].write_bytes(text)
+        arguments = [f"--plan={files[0]}"]
+        if companion is not None:
+            files.append(Path(folder) / "companion.safetensors")
+            files[1].write_bytes(companion)
+            arguments.append(f"--companion={files[1]}")
+        inspection.inspect(arguments, files=files)
+    return core.read_plan(text, companion=companion)
 
 
 def size_of(outline: ModelOutline, layers: Sequence[str]) -> PlanSize:

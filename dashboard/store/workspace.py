@@ -2,6 +2,9 @@
 
 A workspace is a folder with one JSON file. Session state dies with the browser tab; this does
 not. Files are written beside their final name and renamed, so a reader never sees half of one.
+
+Two servers may have the same folder open, and a disk may be full. So a change is made to what the
+file holds now, by one process at a time, and what cannot be written stays in memory until it can.
 """
 
 from __future__ import annotations
@@ -11,17 +14,24 @@ import os
 import re
 import secrets
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from core.claims import lock
+from core.disk import trouble
 from core.records import Pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKSPACE_ID = re.compile(r"[0-9a-f]{16}")
 UNDO_STEPS = 100
-UPLOAD_NAME = 80
+# How long a change waits for another server's, and for room on a disk that had none.
+PATIENCE_S = 1.0
+AGAIN_S = 1.0
 
 
 class _Value(BaseModel):
@@ -102,6 +112,7 @@ class WorkspaceState(_Value):
     """Everything the workspace's file holds."""
 
     version: Literal[1] = 1
+    name: str = ""
     choice: Choice = Choice()
     measure: MeasureOptions = MeasureOptions()
     judging: Judging = Judging()
@@ -109,21 +120,56 @@ class WorkspaceState(_Value):
     picks: dict[str, PickHistory] = {}
 
 
+def _reset_or_frozen(now: Picks, changes: dict[str, Any]) -> tuple[str, ...]:
+    """Let layers and frozen layers exclude each other in `changes`; return those that gave way."""
+    if "layers" in changes:
+        both = tuple(name for name in now.freeze if name in set(changes["layers"]))
+        if both:
+            changes["freeze"] = tuple(name for name in now.freeze if name not in both)
+        return both
+    # Those that both were before stay so: a person loaded them like that.
+    wanted = set(changes["freeze"]) - set(now.freeze)
+    both = tuple(name for name in now.layers if name in wanted)
+    if now.plan_file is not None:
+        changes["freeze"] = tuple(name for name in changes["freeze"] if name not in both)
+    elif both:
+        changes["layers"] = tuple(name for name in now.layers if name not in both)
+    return both
+
+
 def home() -> Path:
     """Return the folder that holds workspaces and logs."""
     return Path(os.environ.get("LIMBER_HOME") or ROOT / ".limber").resolve()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new text, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomically(path: Path, text: str, *, make_folder: bool = True) -> None:
+    """Write a file so that a reader sees the old or the new text, never a part.
+
+    Args:
+        path: The file.
+        text: All that it shall hold.
+        make_folder: Whether to make its folder where that is missing.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of the attempt.
+    """
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 class Workspace:
-    """One workspace: its folder and its state. Every change is on disk when a method returns."""
+    """One workspace: its folder and its state.
+
+    Every change is on disk when a method returns, or `trouble` says why it is not.
+    """
 
     def __init__(self, workspace_id: str) -> None:
         """Read the workspace, or start one with the embedded defaults."""
@@ -131,26 +177,110 @@ class Workspace:
         self.folder = home() / "workspaces" / workspace_id
         self._file = self.folder / "workspace.json"
         self._lock = threading.RLock()
-        self._state = self._read()
+        self._depth = 0
+        # What the file held when it was last read or written, and how to know that file again.
+        self._on_disk = WorkspaceState()
+        self._stamp: tuple[int, ...] | None = None
+        self._unsaved: OSError | None = None
+        self._tried_at = 0.0
+        self._state = self._on_disk
+        with self._changing():
+            if self._stamp is None and self._unsaved is None:
+                self._write()
 
-    def _read(self) -> WorkspaceState:
+    @property
+    def trouble(self) -> str | None:
+        """Why what was decided is not on disk, in a sentence; None when it is."""
+        error = self._unsaved
+        if error is None:
+            return None
+        return (
+            f"{trouble(error, self._file)} What you decide is kept in memory and saved as soon as "
+            "that is possible."
+        )
+
+    def refresh(self) -> None:
+        """Read the file again where another server changed it; save what could not be saved."""
+        with self._lock:
+            if self._unsaved is None:
+                if self._stamp_now() not in (None, self._stamp):
+                    with self._changing():
+                        pass
+            elif time.monotonic() - self._tried_at >= AGAIN_S:
+                with self._changing():
+                    self._write()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the file against other threads and servers, and begin with what it holds now."""
+        with self._lock:
+            if self._depth:
+                yield
+                return
+            self._depth += 1
+            try:
+                with _alone(self.folder):
+                    self._read()
+                    yield
+            finally:
+                self._depth -= 1
+
+    def _stamp_now(self) -> tuple[int, ...] | None:
         try:
-            return WorkspaceState.model_validate(json.loads(self._file.read_text("utf-8")))
+            found = self._file.stat()
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+
+    def _read(self) -> None:
+        stamp = self._stamp_now()
+        try:
+            theirs = WorkspaceState.model_validate(json.loads(self._file.read_bytes()))
         except FileNotFoundError:
-            state = WorkspaceState()
-        except (OSError, ValueError, ValidationError):
+            return
+        except OSError as error:
+            # It may be readable in a moment, and is not written over until then.
+            self._unsaved = error
+            return
+        except (ValueError, RecursionError):
             # A damaged file is set aside, not overwritten: somebody may want to mend it.
-            self._file.replace(self._file.with_suffix(".damaged.json"))
-            state = WorkspaceState()
-        write_atomically(self._file, state.model_dump_json(indent=1))
-        return state
+            with suppress(OSError):
+                self._file.replace(self._file.with_suffix(".damaged.json"))
+            self._stamp = None
+            return
+        self._state = _merged(self._on_disk, self._state, theirs)
+        self._on_disk, self._stamp = theirs, stamp
+        if self._state == theirs:
+            self._unsaved = None
+
+    def _write(self) -> None:
+        self._tried_at = time.monotonic()
+        if self._unsaved is not None and self._stamp_now() not in (None, self._stamp):
+            # There is a file that we could not read.
+            return
+        try:
+            write_atomically(self._file, self._state.model_dump_json(indent=1))
+        except OSError as error:
+            self._unsaved = error
+            return
+        self._unsaved = None
+        self._on_disk, self._stamp = self._state, self._stamp_now()
 
     def _change(self, **changes: Any) -> None:
-        with self._lock:
+        with self._changing():
             changed = self._state.model_copy(update=changes)
-            if changed != self._state:
-                write_atomically(self._file, changed.model_dump_json(indent=1))
+            if changed != self._state or self._stamp is None:
                 self._state = changed
+                self._write()
+
+    @property
+    def name(self) -> str:
+        """What a person calls this work; empty until they do."""
+        return self._state.name
+
+    def set_name(self, name: str) -> None:
+        """Keep what a person calls this work."""
+        self._change(name=name)
 
     @property
     def choice(self) -> Choice:
@@ -162,7 +292,7 @@ class Workspace:
 
         Image sizes and learning rates suit one network, so another goes back to its defaults.
         """
-        with self._lock:
+        with self._changing():
             state = self._state
             choice = state.choice.model_copy(update=changes)
             other = choice.model_key != state.choice.model_key
@@ -212,14 +342,24 @@ class Workspace:
         """Whether there is anything to undo."""
         return bool(self._history().past)
 
-    def change_picks(self, **changes: Any) -> None:
+    def change_picks(self, **changes: Any) -> tuple[str, ...]:
         """Change parts of the selection; the state before it can be brought back by `undo`.
+
+        A layer is reset or frozen, not both: it would stay random however long one trains. What is
+        asked for last wins, but for a plan of parts, which no layer can be taken out of. Only a
+        change that names both at once, as a plan that is loaded does, is taken as it is.
 
         Typing in a number field makes a change a step, which nobody wants to undo one by one,
         so changes to anything but the layers replace each other until layers change again.
+
+        Returns:
+            The layers that gave way: no longer frozen, no longer picked, or not frozen after all.
         """
-        with self._lock:
+        with self._changing():
             history = self._history()
+            gave_way: tuple[str, ...] = ()
+            if ("layers" in changes) != ("freeze" in changes):
+                gave_way = _reset_or_frozen(history.now, changes)
             if set(changes) & {"layers", "patterns", "scheme", "scheme_parameters", "seed"}:
                 changes.setdefault("plan_file", None)
             if history.now.plan_file is not None and changes.get("plan_file", "") is None:
@@ -228,7 +368,7 @@ class Workspace:
                     changes.setdefault(key, getattr(Picks(), key))
             after = history.now.model_copy(update=changes)
             if after == history.now:
-                return
+                return gave_way
             past = history.past
             before = past[-1] if past else None
             quiet = (
@@ -239,10 +379,11 @@ class Workspace:
             if not quiet:
                 past = (*past, history.now)[-UNDO_STEPS:]
             self._keep(PickHistory(now=after, past=past))
+            return gave_way
 
     def undo(self) -> None:
         """Bring back the selection before the last change."""
-        with self._lock:
+        with self._changing():
             history = self._history()
             if history.past:
                 self._keep(PickHistory(now=history.past[-1], past=history.past[:-1]))
@@ -250,13 +391,38 @@ class Workspace:
     def _keep(self, history: PickHistory) -> None:
         self._change(picks={**self._state.picks, self._state.choice.model_key: history})
 
-    def keep_upload(self, name: str, data: bytes) -> Path:
-        """Store an uploaded file in a folder of its own, its name reduced to harmless letters."""
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).lstrip(".")[-UPLOAD_NAME:]
-        path = self.folder / "uploads" / secrets.token_hex(8) / (plain or "upload")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return path
+
+def _merged(base: WorkspaceState, mine: WorkspaceState, theirs: WorkspaceState) -> WorkspaceState:
+    """Return what another server wrote, with what was changed here meanwhile and not yet saved."""
+    changes: dict[str, Any] = {
+        name: value
+        for name in WorkspaceState.model_fields
+        if (value := getattr(mine, name)) != getattr(base, name)
+    }
+    if "picks" in changes:
+        own = {key: each for key, each in mine.picks.items() if each != base.picks.get(key)}
+        changes["picks"] = {**theirs.picks, **own}
+    return theirs.model_copy(update=changes)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other servers out of a workspace for the moment a change takes.
+
+    Where that is not possible, on a full disk or without locks, the change is made all the same.
+    """
+    handle = None
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        deadline = time.monotonic() + PATIENCE_S
+        while lock(handle) is False and time.monotonic() < deadline:
+            time.sleep(0.005)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 _open: dict[str, Workspace] = {}
@@ -270,10 +436,22 @@ def new_id() -> str:
 
 def exists(workspace_id: str) -> bool:
     """Whether the id is well formed and a workspace of that id is on this machine."""
-    return (
-        bool(WORKSPACE_ID.fullmatch(workspace_id))
-        and (home() / "workspaces" / workspace_id / "workspace.json").is_file()
-    )
+    if not WORKSPACE_ID.fullmatch(workspace_id):
+        return False
+    folder = home() / "workspaces" / workspace_id
+    with _open_lock:
+        # On a full disk one may be in memory alone.
+        known = _open.get(workspace_id)
+        if known is not None and known.folder == folder and known.trouble is not None:
+            return True
+    return _is_file(folder / "workspace.json")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def workspace(workspace_id: str) -> Workspace:
@@ -288,4 +466,6 @@ def workspace(workspace_id: str) -> Workspace:
         known = _open.get(workspace_id)
         if known is None or known.folder != home() / "workspaces" / workspace_id:
             known = _open[workspace_id] = Workspace(workspace_id)
-        return known
+            return known
+    known.refresh()
+    return known

@@ -7,12 +7,13 @@ import base64
 import streamlit as st
 
 from core.errors import LimberError
-from dashboard import charts, frame, plot, store, words
+from core.records import Preprocessing
+from dashboard import charts, frame, plot, recent, store, uploading, words
 
 SHOWN_IMAGES = 8
 IMAGE_PX = 104
 BAR_PX = 26
-UPLOAD_MB = 1024
+INTENSITIES_PX = 240
 
 
 def page() -> None:
@@ -21,6 +22,7 @@ def page() -> None:
     with st.spinner("Starting", show_time=True):
         store.model_entries()
         store.dataset_entries()
+    recent.earlier(space)
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Network")
@@ -132,7 +134,7 @@ def _named_model(space: store.Workspace) -> None:
                     space, model=name, weights="none" if random else "pretrained", checkpoint=None
                 )
         if space.choice.model in entries:
-            st.text(f"Chosen: {space.choice.model}, {space.choice.weights} weights")
+            st.text(words.clean(f"Chosen: {space.choice.model}, {space.choice.weights} weights"))
 
 
 def _checkpoint(space: store.Workspace) -> None:
@@ -148,33 +150,53 @@ def _checkpoint(space: store.Workspace) -> None:
             key="checkpoint_path",
             placeholder="weights.safetensors or a state dict (.pth)",
         )
-        file = st.file_uploader(
+        file = uploading.field(
+            "checkpoint",
             "or upload it",
-            type=["safetensors", "pth", "pt", "bin"],
-            max_upload_size=UPLOAD_MB,
-            key="checkpoint_file",
-            help="A state dict is read with weights_only: no code is run.",
+            endings=("safetensors", "pth", "pt", "bin"),
+            help_text="A state dict is read with weights_only: no code is run.",
         )
         if st.button(
             "Use this checkpoint", key="use_checkpoint", disabled=not name or not (path or file)
         ):
-            where = str(space.keep_upload(file.name, file.getvalue())) if file else path.strip()
-            _use_model(space, model=name.strip(), weights="pretrained", checkpoint=where)
+            network = {"model": name.strip(), "weights": "pretrained"}
+            if file:
+                uploading.take(
+                    space,
+                    "checkpoint",
+                    file,
+                    lambda place: _try_model(space, **network, checkpoint=place),
+                )
+            else:
+                _use_model(space, **network, checkpoint=path.strip())
         if space.choice.checkpoint:
-            st.text(f"Chosen: {space.choice.model} from {space.choice.checkpoint}")
+            st.text(
+                words.clean(
+                    f"Chosen: {space.choice.model} from {frame.file_name(space.choice.checkpoint)}"
+                )
+            )
 
 
 def _use_model(space: store.Workspace, **changes: str | None) -> None:
-    """Load first, then choose: a network that cannot be had leaves the choice as it was."""
-    trial = space.choice.model_copy(update=changes)
+    refused = _try_model(space, **changes)
+    if refused is None:
+        st.rerun()
+    st.error(words.escape(refused))
+
+
+def _try_model(space: store.Workspace, **changes: str | None) -> str | None:
+    """Load first, then choose: of a network that cannot be had, return why, and choose nothing."""
     try:
-        with st.spinner("Loading the network"):
+        if changes["checkpoint"] is not None:
+            changes["checkpoint"] = store.permitted_path(changes["checkpoint"])
+        trial = space.choice.model_copy(update=changes)
+        own = trial.checkpoint is not None
+        with st.spinner(words.OPENING if own else "Loading the network", show_time=own):
             store.model_outline(trial, again=True)
     except LimberError as error:
-        st.error(words.escape(words.sentence(error)))
-        return
+        return words.sentence(error)
     space.choose(**changes)
-    st.rerun()
+    return None
 
 
 def _embedded_data(space: store.Workspace) -> None:
@@ -213,14 +235,11 @@ def _folder(space: store.Workspace) -> None:
 
 def _upload(space: store.Workspace) -> None:
     with st.container(border=True):
-        file = st.file_uploader(
-            "A zip with one folder a class",
-            type=["zip"],
-            key="data_file",
-            max_upload_size=UPLOAD_MB,
-        )
+        file = uploading.field("data", "A zip with one folder a class", endings=("zip",))
         if st.button("Use these images", key="use_upload", disabled=file is None) and file:
-            _use_data(space, str(space.keep_upload(file.name, file.getvalue())))
+            uploading.take(space, "data", file, lambda place: _try_data(space, place))
+        if store.is_upload(space, space.choice.data):
+            st.text(words.clean(f"Chosen: {frame.file_name(space.choice.data)}"))
 
 
 def _torchvision_set(space: store.Workspace) -> None:
@@ -248,15 +267,34 @@ def _torchvision_set(space: store.Workspace) -> None:
 
 
 def _use_data(space: store.Workspace, name: str) -> None:
-    trial = space.choice.model_copy(update={"data": name})
+    refused = _try_data(space, name)
+    if refused is None:
+        st.rerun()
+    st.error(words.escape(refused))
+
+
+def _try_data(space: store.Workspace, name: str) -> str | None:
+    """Look first, then choose: of images that cannot be had, return why, and choose nothing."""
+    own = name not in {entry.name for entry in store.dataset_entries() if entry.embedded}
     try:
-        with st.spinner("Looking at the images"):
-            store.data_outline(trial)
+        name = store.permitted_data(name)
+        trial = space.choice.model_copy(update={"data": name})
+        with st.spinner(words.OPENING if own else "Looking at the images", show_time=own):
+            if own:
+                store.look_at_data(trial, _preprocessing(space), SHOWN_IMAGES)
+            else:
+                store.data_outline(trial)
     except LimberError as error:
-        st.error(words.escape(words.sentence(error)))
-        return
+        return words.sentence(error)
     space.choose(data=name)
-    st.rerun()
+    return None
+
+
+def _preprocessing(space: store.Workspace) -> Preprocessing:
+    """Return how the present network sees images; the number of classes is nothing to that."""
+    outline = store.model_outline(space.choice)
+    size = space.measure_options.image_size or outline.default_size
+    return outline.preprocessing.model_copy(update={"image_size": size})
 
 
 def _inline(png: bytes) -> str:
@@ -270,9 +308,10 @@ def _preview(space: store.Workspace) -> None:
     with st.spinner("Loading the network and the images", show_time=True):
         data = store.data_outline(choice)
         outline = store.model_outline(choice)
-        size = space.measure_options.image_size or outline.default_size
-        preprocessing = outline.preprocessing.model_copy(update={"image_size": size})
+        preprocessing = _preprocessing(space)
         shown = store.images(choice, preprocessing, SHOWN_IMAGES)
+    for caveat in data.caveats:
+        st.warning(words.escape(caveat))
     st.caption("Above as stored, below as the network sees it")
     with st.container(horizontal=True, gap="small"):
         for image in shown:
@@ -281,12 +320,12 @@ def _preview(space: store.Workspace) -> None:
                 st.image(
                     _inline(image.original_png),
                     width=IMAGE_PX,
-                    alt=f"{image.label}, as stored, {width} by {height} pixels",
+                    alt=words.clean(f"{image.label}, as stored, {width} by {height} pixels"),
                 )
                 st.image(
                     _inline(image.input_png),
                     width=IMAGE_PX,
-                    alt=f"{image.label}, after preprocessing",
+                    alt=words.clean(f"{image.label}, after preprocessing"),
                 )
                 st.caption(words.escape(image.label))
     left, right = st.columns([3, 2], gap="large")
@@ -300,20 +339,31 @@ def _preview(space: store.Workspace) -> None:
             height=height,
             alt=f"Bar chart of images in each of {len(data.classes)} classes",
         )
+        for found in data.intensities:
+            st.markdown("**Intensities**")
+            st.text(words.clean(found.sentence))
+            plot.plot(
+                charts.intensity_bars(found, dark=frame.is_dark()),
+                key=f"intensities_{found.kind}",
+                height=INTENSITIES_PX,
+                alt=words.intensities_alt(found),
+            )
     with right:
         st.markdown("**Preprocessing**")
         st.write(words.escape(words.preprocessing_sentence(preprocessing)))
         st.markdown("**Head**")
-        st.text(words.head_sentence(outline))
+        st.text(words.clean(words.head_sentence(outline)))
         # What the outline says of the head stands above in more words.
         notes = [*(note for note in outline.notes if " head " not in note), *data.notes]
+        drawn = {found.sentence for found in data.intensities}
+        notes = [note for note in notes if note not in drawn]
         if notes:
             st.markdown("**Also**")
             for note in notes:
-                st.text(note)
+                st.text(words.clean(note))
         if data.citation:
             with st.expander("Source of the images"):
-                st.text(data.citation)
+                st.text(words.clean(data.citation))
     frame.link("measure", "Next: measure this network on these images")
 
 

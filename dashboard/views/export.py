@@ -49,7 +49,7 @@ def _words(plan: ReinitPlan, outline: ModelOutline) -> None:
     size = store.pick_size(outline)
     st.subheader("The plan in words")
     st.markdown(words.escape(words.plan_words(plan, outline.title, size.parameters, size.total)))
-    st.text(", ".join(target.layer for target in plan.targets))
+    st.text(words.clean(", ".join(target.layer for target in plan.targets)))
 
 
 def _json(plan: ReinitPlan) -> None:
@@ -66,7 +66,7 @@ def _json(plan: ReinitPlan) -> None:
     )
     if plan.companion is not None and plan.companion_bytes is not None:
         st.download_button(
-            f"Download {plan.companion.file}",
+            words.escape(f"Download {plan.companion.file}"),
             plan.companion_bytes,
             file_name=plan.companion.file,
             mime="application/octet-stream",
@@ -75,7 +75,7 @@ def _json(plan: ReinitPlan) -> None:
             icon=":material/download:",
             help=words.COMPANION_HELP,
         )
-    st.code(text, language="json", height=JSON_PX)
+    st.code(words.code(text), language="json", height=JSON_PX)
 
 
 def _weights(plan: ReinitPlan) -> None:
@@ -93,8 +93,9 @@ def _weights(plan: ReinitPlan) -> None:
             frame.outcome(run)
         st.markdown("A safetensors file with the plan applied; everything else as it came.")
         if st.button("Write the weights", key="apply_start"):
-            store.start_apply(plan)
-            st.rerun()
+            with frame.said():
+                store.start_apply(plan)
+                st.rerun()
         return
 
     @store.guarded
@@ -131,11 +132,13 @@ def _written(run: store.RunView) -> None:
 
 
 def _receipt(receipt: ReinitReceipt) -> None:
-    st.text(
-        f"{receipt.parameters_touched:,} of {receipt.parameters_total:,} parameters were "
-        f"rewritten.\nState before {receipt.before_sha256[:16]}\n"
-        f"State after  {receipt.after_sha256[:16]}"
+    touched, total = receipt.parameters_touched, receipt.parameters_total
+    lines = (
+        f"{touched:,} of {total:,} parameters were rewritten.",
+        f"State before {receipt.before_sha256[:16]}",
+        f"State after  {receipt.after_sha256[:16]}",
     )
+    st.text("\n".join(words.clean(line) for line in lines))
     for warning in receipt.warnings:
         st.warning(words.escape(warning))
     with st.expander("What changed, tensor by tensor"):
@@ -143,7 +146,7 @@ def _receipt(receipt: ReinitReceipt) -> None:
             pd.DataFrame(
                 [
                     {
-                        "Tensor": change.name,
+                        "Tensor": words.clean(change.name),
                         "Entries": change.entries,
                         "Changed": change.changed,
                         "Relative change": change.relative_change,
@@ -181,7 +184,7 @@ def _snippet(plan: ReinitPlan) -> None:
         label_visibility="collapsed",
     )
     text = core.snippet(plan, kind or next(iter(kinds)))
-    st.code(text, language="bash" if kind == "timm" else "python", wrap_lines=True)
+    st.code(words.code(text), language="bash" if kind == "timm" else "python", wrap_lines=True)
     st.download_button(
         "Download apply_plan.py",
         SCRIPT.read_text(encoding="utf-8"),
@@ -212,18 +215,15 @@ def _upload(space: store.Workspace) -> None:
         return
     companion = next((each for each in files if not each.name.endswith(".json")), None)
     try:
-        plan = core.read_plan(
-            file.getvalue().decode("utf-8"),
-            companion=None if companion is None else companion.getvalue(),
-        )
+        with st.spinner(words.OPENING, show_time=True):
+            plan = store.read_plan(
+                file.getvalue(), None if companion is None else companion.getvalue()
+            )
         if plan.companion is not None and companion is None:
             raise PlanError(
                 f'This plan keeps its selection in "{plan.companion.file}". Give both files.'
             )
         _take(space, plan)
-    except UnicodeDecodeError:
-        st.error(words.escape(f'"{file.name}" is not text. Give the plan.json that Limber wrote.'))
-        return
     except LimberError as error:
         st.error(words.escape(words.sentence(error)))
         return
@@ -237,6 +237,13 @@ def _upload(space: store.Workspace) -> None:
 
 def _take(space: store.Workspace, plan: ReinitPlan) -> None:
     choice = space.choice
+    wanted = plan.model.checkpoint
+    if wanted is not None and wanted != choice.checkpoint:
+        # A plan is a stranger's: what it names on this machine is opened by a person alone.
+        raise PlanError(
+            f'This plan starts from the checkpoint "{wanted}". A plan does not open files here: '
+            "choose that checkpoint under Choose, then load the plan again."
+        )
     model = store.plan_model(plan)
     changes = {
         "model": model,

@@ -129,8 +129,9 @@ def _form(space: store.Workspace, default_size: int, *, measured: bool) -> None:
                 key="measure_start",
                 type="secondary" if measured else "primary",
             ):
-                store.start_measure(chosen)
-                st.rerun()
+                with frame.said():
+                    store.start_measure(chosen)
+                    st.rerun()
         seconds = store.measure_seconds(chosen, default_size)
         # An empty line keeps the place, so that nothing moves once there is an estimate.
         st.caption(words.estimate(seconds) if seconds else "")
@@ -167,6 +168,8 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
             "Nothing stands out by the rules. The heatmap may still show where layers "
             "differ from a fresh network."
         )
+    if diagnosis.remarks:
+        st.caption("  \n".join(words.escape(words.remark(each)) for each in diagnosis.remarks))
     _rules(space)
     measured = f"{header.model_title} on {header.data_title}: {words.measured_line(header)}"
     lines = (measured, words.overhead_line(header), *header.notes)
@@ -195,8 +198,11 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
         )
     faded = "Faded: these images cannot tell it from a fresh network. " if chosen.fade else ""
     st.caption(
-        f"Hatched: not applicable to that layer, or not measured. {faded}Click a cell to open its "
-        "layer below; orange outlines are the layers you picked, a dotted one the open layer."
+        words.escape(
+            f"Hatched: not applicable to that layer, or not measured. {words.dots(chosen.view)}"
+            f"{faded}Click a cell to open its layer below; orange outlines are the layers you "
+            "picked, a dotted one the open layer."
+        )
     )
     _detail(space, stored)
     if not stale:
@@ -210,10 +216,11 @@ def _rules(space: store.Workspace) -> None:
     judging = space.judging
     preset = presets.get(judging.preset) or next(iter(presets.values()))
     changed = len(judging.thresholds)
-    title = f"Rules: {preset.title}" + (
-        f", {words.count(changed, 'limit')} changed" if changed else ""
-    )
-    with st.expander(title, key="rules"):
+    with st.expander(
+        f"Rules: {words.escape(preset.title)}"
+        + (f", {words.count(changed, 'limit')} changed" if changed else ""),
+        key="rules",
+    ):
         st.selectbox(
             "Preset",
             tuple(presets),
@@ -309,7 +316,7 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
     layer = diagnosis.layer(name)
     if layer is None:
         return
-    st.text(_layer_line(layer))
+    st.text(words.clean(_layer_line(layer)))
     unit_infos = [info for info in store.metric_infos() if info.level == "unit"]
     figures = store.units_of(stored).get(name, {})
     shown = [info for info in unit_infos if info.name in figures]
@@ -324,7 +331,8 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
         widest = max(figures[info.name][0].size for info in shown)
         if widest > charts.UNIT_COLUMNS:
             st.caption(
-                f"{widest:,} units in {charts.UNIT_COLUMNS} columns; each shows its stiffest unit."
+                f"{widest:,} units in {charts.UNIT_COLUMNS:,} columns; each shows its stiffest "
+                "unit."
             )
     else:
         st.caption("This layer has no figures by unit.")
@@ -366,9 +374,8 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
 
 @store.act
 def _toggle(name: str) -> None:
-    space = store.current()
-    layers = space.picks.layers
-    space.change_picks(
+    layers = store.current().picks.layers
+    frame.change_picks(
         layers=tuple(each for each in layers if each != name) if name in layers else (*layers, name)
     )
 
@@ -391,6 +398,7 @@ def _numbers(layer: LayerReport) -> pd.DataFrame:
         if info.level != "layer" or value is None:
             continue
         missing = value.value is None
+        ratio = layer.ratio(info.name)
         rows.append(
             {
                 "Metric": info.title,
@@ -399,8 +407,10 @@ def _numbers(layer: LayerReport) -> pd.DataFrame:
                 else words.figure(value.value),
                 "\N{PLUS-MINUS SIGN} 95 %": words.figure(value.half_width),
                 "Fresh twin": words.figure(twin.value if twin else None),
-                "Against the twin": words.beside_twin(value.value, twin.value if twin else None),
-                "Interval of the ratio": words.ratio_range(layer.ratio_intervals.get(info.name)),
+                "Against the twin": words.beside_twin(ratio, twin.value if twin else None),
+                "Interval of the ratio": ""
+                if ratio.value is None
+                else words.ratio_range(layer.ratio_intervals.get(info.name)),
                 "n": None if missing else value.n,
                 "At most": words.figure(value.cap),
                 "How to read it": value.reason if missing else info.reads,

@@ -82,7 +82,7 @@ def _pattern_row(outline: ModelOutline) -> None:
             ("Unfreeze", "Let the layers that match train again."),
         ):
             st.button(
-                action,
+                words.escape(action),
                 key=f"pattern_{action.lower()}",
                 on_click=_by_pattern,
                 args=(outline, action),
@@ -111,13 +111,13 @@ def _by_pattern(outline: ModelOutline, action: str) -> None:
         return
     if action == "Add":
         patterns = tuple(dict.fromkeys((*picks.patterns, pattern)))
-        space.change_picks(layers=ordered({*picks.layers, *names}), patterns=patterns)
+        frame.change_picks(layers=ordered({*picks.layers, *names}), patterns=patterns)
     elif action == "Remove":
         space.change_picks(layers=ordered(set(picks.layers) - set(names)))
     elif action == "Only":
-        space.change_picks(layers=ordered(set(names)), patterns=(pattern,))
+        frame.change_picks(layers=ordered(set(names)), patterns=(pattern,))
     elif action == "Freeze":
-        space.change_picks(freeze=ordered({*picks.freeze, *names}))
+        frame.change_picks(freeze=ordered({*picks.freeze, *names}))
     else:
         space.change_picks(freeze=ordered(set(picks.freeze) - set(names)))
     st.toast(f"{words.count(len(names), 'layer')} matched")
@@ -161,8 +161,10 @@ def _picture(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis
             "a click picks",
         )
     st.caption(
-        "Click a cell to pick its layer or let it go; hold Shift or drag a box to add "
-        "several. The same layers are ticked in the table."
+        words.escape(
+            f"{words.dots(chosen.view)}Click a cell to pick its layer or let it go; hold Shift or "
+            "drag a box to add several. The same layers are ticked in the table."
+        )
     )
 
 
@@ -195,7 +197,7 @@ def _set_layers(layers: tuple[str, ...]) -> None:
     # Forward order, however they were picked: the same pick is then the same plan.
     order = {layer.name: layer.index for layer in outline.layers} if outline else {}
     kept = tuple(sorted(dict.fromkeys(layers), key=lambda name: order.get(name, len(order))))
-    space.change_picks(layers=kept, patterns=space.picks.patterns if kept else ())
+    frame.change_picks(layers=kept, patterns=space.picks.patterns if kept else ())
 
 
 def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis | None) -> None:
@@ -206,7 +208,7 @@ def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis |
     st.session_state[TABLE] = {"selection": {"rows": rows}}
     frozen = set(picks.freeze)
     columns: dict[str, Sequence[object]] = {
-        "Layer": names,
+        "Layer": [words.clean(name) for name in names],
         "Frozen": [name in frozen for name in names],
         "Type": [layer.type for layer in outline.layers],
         "Stage": [layer.stage for layer in outline.layers],
@@ -223,6 +225,7 @@ def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis |
     }
     if diagnosis is not None:
         infos = {info.name: info for info in store.metric_infos()}
+        zero: dict[str, list[str]] = {name: [] for name in names}
         for metric in words.MAIN_METRICS:
             if metric not in infos:
                 continue
@@ -237,7 +240,10 @@ def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis |
                     found = report.metrics.get(metric)
                     values.append(found.value if found else None)
                 else:
-                    values.append(report.ratio(metric))
+                    ratio = report.ratio(metric)
+                    values.append(ratio.value)
+                    if ratio.kind == "twin-zero":
+                        zero[name].append(title)
             if info.unit == "share":
                 config[title] = st.column_config.ProgressColumn(
                     min_value=0, max_value=1, format="percent", help=words.metric_help(info)
@@ -249,6 +255,12 @@ def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis |
                     format="%.3g", help="Value over the fresh twin's. " + words.metric_help(info)
                 )
                 columns[title] = values
+        if any(zero.values()):
+            # A column of numbers can be sorted and holds no words.
+            columns["No ratio: twin is 0"] = [", ".join(zero[name]) for name in names]
+            config["No ratio: twin is 0"] = st.column_config.TextColumn(
+                width="medium", help=words.NO_RATIO_HELP
+            )
     st.dataframe(
         pd.DataFrame(columns),
         hide_index=True,
@@ -296,7 +308,7 @@ def _how(space: store.Workspace) -> None:
     info = infos[picks.scheme]
     # As with the table: the workspace is the authority, so that undo reaches these fields too.
     st.session_state.update(
-        {"scheme": picks.scheme, "pick_seed": picks.seed, "plan_name": picks.name}
+        {"scheme": picks.scheme, "pick_seed": picks.seed, "plan_name": words.clean(picks.name)}
     )
     st.subheader("New values")
     with st.container(horizontal=True, vertical_alignment="bottom"):

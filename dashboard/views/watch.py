@@ -114,12 +114,10 @@ def _form(space: store.Workspace, outline: ModelOutline) -> None:
         help=words.CONTROL_HELP,
     )
     size_now = store.pick_size(outline)
-    st.text(
-        f"{space.picks.name}: "
-        + words.touch_sentence(
-            size_now.layers, size_now.tensors, size_now.parameters, size_now.total
-        )
+    touched = words.touch_sentence(
+        size_now.layers, size_now.tensors, size_now.parameters, size_now.total
     )
+    st.text(words.clean(f"{space.picks.name}: {touched}"))
     options = None
     with frame.said():
         options = store.TrainOptions(
@@ -163,7 +161,7 @@ def _watch(past: tuple[store.RunView, ...]) -> None:
     if len(past) > 1:
         st.selectbox("Run", list(titles), key=RUN_KEY, format_func=titles.__getitem__)
     else:
-        st.text(titles[past[0].id])
+        st.text(words.clean(titles[past[0].id]))
     wanted = st.session_state[RUN_KEY]
     shown = next(run for run in past if run.id == wanted)
 
@@ -181,7 +179,7 @@ def _title(run: store.RunView) -> str:
     facts = run.facts
     when = time.strftime("%d %b %H:%M", time.localtime(run.created))
     layers = words.count(len(facts.get("layers", [])), "layer")
-    return (
+    return words.clean(
         f"{when}  {facts.get('plan', 'plan')} on {facts.get('title', '')}: {layers}, "
         f"{facts.get('steps')} steps, {words.count(len(facts.get('seeds', [])), 'seed')}, "
         f"{words.RUN_STATES[run.state]}"
@@ -237,7 +235,7 @@ def _results(run: store.RunView) -> None:
             path = run.folder / name
             if path.is_file():
                 st.download_button(
-                    f"Download {name}",
+                    words.escape(f"Download {name}"),
                     functools.partial(Path.read_bytes, path),
                     file_name=name,
                     mime=mime,
@@ -266,7 +264,7 @@ def _arms(curves: tuple[ArmCurve, ...], comparison: ABComparison | None) -> None
     for arm in charts.arm_order(curves):
         line = charts.spark(curves, arm)
         row: dict[str, object] = {
-            "Arm": arm,
+            "Arm": words.clean(arm),
             "Seeds": len({curve.seed for curve in curves if curve.arm == arm}),
             "Accuracy": line,
             "Last": line[-1] if line else None,
@@ -275,7 +273,7 @@ def _arms(curves: tuple[ArmCurve, ...], comparison: ABComparison | None) -> None
             found = differences.get((arm, measure))
             row[title] = words.difference(found) if found else ""
         found = differences.get((arm, "final_val_accuracy"))
-        row["Verdict"] = found.verdict if found else ""
+        row["Verdict"] = words.clean(found.verdict) if found else ""
         rows.append(row)
     st.dataframe(
         pd.DataFrame(rows),

@@ -1,0 +1,43 @@
+"""Page setup, navigation, and the frame that is the same on every page: the script itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+ROOT = Path(__file__).resolve().parents[1]
+# `streamlit run` puts this folder first on the path; `core` and `dashboard` lie one above it.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from dashboard import frame, store  # noqa: E402 - needs the path above
+
+st.set_page_config(
+    page_title="Limber",
+    page_icon=str(ROOT / "assets" / "icon.png"),
+    layout="wide",
+    # The sidebar says what is chosen and what runs; on a phone it opens on a tap.
+    initial_sidebar_state="auto",
+)
+st.logo(str(ROOT / "assets" / "icon.png"), size="large")
+frame.login()
+store.open_session()
+page = st.navigation(
+    [
+        st.Page("views/choose.py", title="Choose", url_path="choose", default=True),
+        st.Page("views/measure.py", title="Measure", url_path="measure"),
+        st.Page("views/pick.py", title="Pick", url_path="pick"),
+        st.Page("views/watch.py", title="Watch", url_path="watch"),
+        st.Page("views/export.py", title="Export", url_path="export"),
+    ],
+    position="top",
+)
+store.set_pulse(st.sidebar.empty().empty)
+refresh = frame.sidebar()
+frame.show_troubles()
+frame.show_notice()
+store.guarded(page.run)()
+# The page may have loaded what the sidebar could only name before.
+refresh()
