@@ -16,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core.errors import OptionError
+
 CHUNK = 2**20
 
 
@@ -101,6 +103,22 @@ def read_input(path: Path, *, most: int) -> bytes:
             if left >= 0:
                 return b"".join(parts)
     raise OSError(errno.EFBIG, f"it is larger than {in_words(most)}")
+
+
+def bytes_allowed(variable: str, default_gb: float) -> int:
+    """Return a limit in bytes that a variable of the environment may change, in gigabytes.
+
+    Raises:
+        OptionError: The variable holds no number above 0.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        number = float(text) if text else default_gb
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 2**20:
+        raise OptionError(f'{variable} is "{text}"; give a number of gigabytes above 0.')
+    return int(number * 2**30)
 
 
 def in_words(count: int) -> str:

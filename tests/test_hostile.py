@@ -299,7 +299,7 @@ def test_the_limit_of_a_file_of_weights_can_be_changed(
     safetensors.torch.save_file({"a": torch.ones(4)}, tmp_path / "w.safetensors")
     monkeypatch.setenv("LIMBER_MAX_CHECKPOINT_GB", text)
     if text:
-        with pytest.raises(ModelError, match="give a number of gigabytes above 0"):
+        with pytest.raises(OptionError, match="give a number of gigabytes above 0"):
             read_checkpoint(tmp_path / "w.safetensors")
     monkeypatch.setenv("LIMBER_MAX_CHECKPOINT_GB", "1e-7")
     os.truncate(tmp_path / "w.safetensors", 1000)

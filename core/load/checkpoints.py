@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import ModelError
-from core.inputs import JSONError, in_words, input_status, open_input, strict_json
+from core.inputs import JSONError, bytes_allowed, in_words, input_status, open_input, strict_json
 from core.load.archives import ArchiveError, opened_zip, stored_members
 from core.load.pickles import Claims, PickleError
 
@@ -51,22 +51,6 @@ class _UnreadableError(ValueError):
     """A file holds no weights that can be meant; the message is a phrase for people."""
 
 
-def most_bytes() -> int:
-    """Return how large a file of weights may be; `LIMBER_MAX_CHECKPOINT_GB` changes it.
-
-    Raises:
-        ModelError: The variable holds no number above 0.
-    """
-    text = os.environ.get(LIMIT_VARIABLE, "")
-    try:
-        number = float(text) if text else DEFAULT_MAX_GB
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 2**20:
-        raise ModelError(f'{LIMIT_VARIABLE} is "{text}"; give a number of gigabytes above 0.')
-    return int(number * 2**30)
-
-
 def check_checkpoint(path: Path) -> int:
     """Hold what a file of weights claims against what it is; no tensor is loaded.
 
@@ -88,7 +72,7 @@ def check_checkpoint(path: Path) -> int:
         raise ModelError(
             f'The checkpoint "{path}" cannot be read ({error.strerror}). Check the path.'
         ) from error
-    most = most_bytes()
+    most = bytes_allowed(LIMIT_VARIABLE, DEFAULT_MAX_GB)
     if size > most:
         raise ModelError(
             f'"{path.name}" has {in_words(size)}, and at most {in_words(most)} are read. Set '

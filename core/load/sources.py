@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from core.errors import DataError
-from core.inputs import in_words, open_input
+from core.inputs import bytes_allowed, in_words, open_input
 from core.load.archives import ArchiveError, opened_zip
 from core.load.arrays import ArrayError, ArrayHeader, array_headers, read_arrays
 from core.load.folders import Found, look_at_files, walk
@@ -327,29 +326,13 @@ def _check_npz(path: Path, headers: Mapping[str, ArrayHeader], second: str) -> N
         if not one_each or labels.dtype.kind not in "iub":
             raise DataError(f'"{path.name}": {stem}_labels must hold one class number an image.')
         total += images.bytes
-    most = most_array_bytes()
+    most = bytes_allowed(ARRAY_VARIABLE, DEFAULT_ARRAY_GB)
     if total > most:
         raise DataError(
             f'"{path.name}" unpacks to {in_words(total)} of images, and at most {in_words(most)} '
             f"are held in memory. Set {ARRAY_VARIABLE} to a larger number of gigabytes, or save "
             "the images as files in a zip or folder."
         )
-
-
-def most_array_bytes() -> int:
-    """Return how much an npz file may unpack to; `LIMBER_MAX_NPZ_GB` changes it.
-
-    Raises:
-        DataError: The variable holds no number above 0.
-    """
-    text = os.environ.get(ARRAY_VARIABLE, "")
-    try:
-        number = float(text) if text else DEFAULT_ARRAY_GB
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 2**20:
-        raise DataError(f'{ARRAY_VARIABLE} is "{text}"; give a number of gigabytes above 0.')
-    return int(number * 2**30)
 
 
 def check_npz(path: Path) -> int:
