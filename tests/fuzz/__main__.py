@@ -41,8 +41,9 @@ COMMANDS = 5_000
 IMAGES = 100_000
 SEED = 0
 HANG_S = 10.0
-# Beyond this on the wall a worker waits for something that never comes.
-STUCK_S = 30.0
+# Beyond this on the wall a worker waits for something that never comes; a bomb takes its time to
+# be made.
+STUCK_S = 120.0
 # A worker imports torch and its first command the rest; that is no hang.
 START_S = 120.0
 MOST_BYTES = 1_500_000_000
