@@ -129,7 +129,7 @@ def summed_gradients(
 
 # Between a gradient and one that is 0 but for rounding lie nine digits in float64 on float32.
 NOTHING_LEFT = 1e-6
-# So many of a vector's entries, for now and then one is rounded to exactly 0.
+# So many of a vector's entries: rounding, too, comes near 0 now and then.
 NEARLY_ALL = 0.9
 
 
@@ -173,7 +173,9 @@ def rounding_alone(module: nn.Module, inputs: Tensor, labels: Tensor) -> frozens
         double = taken[1][name]
         if single is None or double is None or single.ndim != 1 or not single.any():
             continue
-        nothing = (single != 0) & (double.abs() <= NOTHING_LEFT * single.abs())
+        # Entries of exactly 0, rounded to it or never reached, tell nothing.
+        told = single != 0
+        nothing = (double.abs() <= NOTHING_LEFT * single.abs())[told]
         if float(nothing.double().mean()) >= NEARLY_ALL:
             names.add(name)
     return frozenset(names)
