@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -285,16 +287,23 @@ def test_stop_ends_a_run_of_either_lane_and_the_next_one_begins(
 # What people do to folders
 
 
-def test_a_run_whose_folder_is_deleted_is_ended_and_not_brought_back(
-    queue: RunQueue, act: Act
-) -> None:
-    import shutil
+def deleted(path: Path) -> bool:
+    """Delete a folder; again where a worker wrote into it meanwhile."""
+    shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()
 
+
+@pytest.mark.parametrize("early", [True, False], ids=["before its first event", "after it"])
+def test_a_run_whose_folder_is_deleted_is_ended_and_not_brought_back(
+    queue: RunQueue, act: Act, early: bool
+) -> None:
     act(WAIT)
     first, second, third = (start(queue) for _ in range(3))
     wait_until(lambda: state(queue, first) == "running")
+    events = folder() / "runs" / first / "events.jsonl"
+    wait_until(lambda: early or (events.is_file() and events.stat().st_size))
     for run_id in (first, second):
-        shutil.rmtree(folder() / "runs" / run_id)
+        wait_until(partial(deleted, folder() / "runs" / run_id))
 
     wait_until(lambda: state(queue, third) == "running")
 

@@ -563,7 +563,8 @@ class RunQueue:
             code: The worker's exit code; None where it was another server's child.
         """
         read_events(run)
-        if run.lost:
+        # A worker whose folder goes before it has opened its events ends by itself.
+        if run.lost or is_gone(run.view.folder):
             self._end(run, "failed", "The run's folder was deleted while it ran.")
         elif run.error is not None and not run.stop_asked:
             self._end(run, "failed", run.error)
