@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import socket
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -418,30 +419,34 @@ def _tensors(noise: random.Random, corpus: Corpus, scratch: Path) -> Case:
     matrices = [key for key, value in state.items() if value.ndim > 1]
     name = noise.choice([key for key in matrices if not key.startswith("fc.")])
     old = state[name]
-    odd: dict[str, Any] = {
-        "int8": old.to(torch.int8),
-        "int64": old.to(torch.int64),
-        "bool": old > 0,
-        "complex": old.to(torch.complex64),
-        "sparse": old.to_sparse(),
-        "csr": old.reshape(len(old), -1).to_sparse_csr(),
-        "quantised": torch.quantize_per_tensor(old, 0.1, 0, torch.qint8),
-        "nan": torch.where(torch.rand(old.shape) < 0.1, torch.nan, old),
-        "inf": torch.full_like(old, torch.inf),
-        "stretched": torch.zeros(1).expand(10**10),
-        "shape": old.reshape(-1),
-        "empty": old[:0],
-        "scalar": old.sum(),
-        "none": None,
-        "text": "weights",
-        "number": 1.0,
-        "list": [old],
-        "nested": {"a": {"b": old}},
-        "jagged": torch.nested.nested_tensor([old.flatten(), old.flatten()[:3]]),
-        "meta": old.to("meta"),
+    chance = torch.Generator().manual_seed(noise.getrandbits(32))
+    odd: dict[str, Callable[[], Any]] = {
+        "int8": lambda: old.to(torch.int8),
+        "int64": lambda: old.to(torch.int64),
+        "bool": lambda: old > 0,
+        "complex": lambda: old.to(torch.complex64),
+        "sparse": old.to_sparse,
+        "csr": old.reshape(len(old), -1).to_sparse_csr,
+        "quantised": lambda: torch.quantize_per_tensor(old, 0.1, 0, torch.qint8),
+        "nan": lambda: torch.where(torch.rand(old.shape, generator=chance) < 0.1, torch.nan, old),
+        "inf": lambda: torch.full_like(old, torch.inf),
+        "stretched": lambda: torch.zeros(1).expand(10**10),
+        "shape": lambda: old.reshape(-1),
+        "empty": lambda: old[:0],
+        "scalar": old.sum,
+        "none": lambda: None,
+        "text": lambda: "weights",
+        "number": lambda: 1.0,
+        "list": lambda: [old],
+        "nested": lambda: {"a": {"b": old}},
+        "jagged": lambda: torch.nested.nested_tensor([old.flatten(), old.flatten()[:3]]),
+        "meta": lambda: old.to("meta"),
     }
     how = noise.choice(sorted(odd))
-    state[name] = odd[how]
+    # PyTorch says of some of these that they are in beta: once a process, whoever asks first.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state[name] = odd[how]()
     place = scratch / "x.pth"
     torch.save(noise.choice((state, {"state_dict": state}, {"model": state})), place)
     return Case(
