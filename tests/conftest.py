@@ -13,10 +13,13 @@ from hypothesis import settings
 
 # Read by torch and numpy when they load, here and in the workers that a test starts. Setting the
 # threads through torch would import it for tests that do without. Tests that run side by side
-# share the cores.
-_threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+# share the cores, and each inherits what the process that started it set here for itself: two
+# threads each on two cores wait for one another, and a test took up to twenty times as long.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_variable, _threads)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ[_variable] = "1"
+    else:
+        os.environ.setdefault(_variable, "2")
 
 # A time limit for a single example fails on a busy machine and shows nothing. CI takes the same
 # examples every time: it judges a change, and whoever works here looks for new ones.

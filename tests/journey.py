@@ -9,6 +9,8 @@ from playwright.sync_api import Locator, Page, expect
 
 # A worker starts by importing torch; on a busy machine that alone takes a while.
 PATIENCE_MS = 300_000
+# A page that answers within half a second on a quiet machine takes some on a busy one.
+expect.set_options(timeout=30_000)
 
 # Where a heatmap's cell lies on the page, and whose it is: Plotly keeps the edges of the drawn
 # cells in calcdata, in the units of its axes.

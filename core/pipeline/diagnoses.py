@@ -89,7 +89,8 @@ def units_with_twins(
 ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Return the figures by unit that `diagnose` gives, layer to metric to (network's, twin's)."""
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for key, values in arrays.items():
+    # safetensors hands arrays out in another order in each process.
+    for key, values in sorted(arrays.items()):
         layer, _, metric = key.rpartition("/")
         twin = arrays.get(f"twin/{key}")
         if twin is not None:
