@@ -684,7 +684,8 @@ def kinds_of(text: str) -> Sequence[str]:
         ValueError: There is no such kind.
     """
     found = text.split(",")
-    unknown = [kind for kind in found if kind not in KINDS]
+    known = (*KINDS, "images")
+    unknown = [kind for kind in found if kind not in known]
     if unknown:
-        raise ValueError(f'There is no kind "{unknown[0]}". Known: {", ".join(KINDS)}.')
+        raise ValueError(f'There is no kind "{unknown[0]}". Known: {", ".join(known)}.')
     return found
