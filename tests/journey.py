@@ -56,7 +56,9 @@ def settled(page: Page) -> None:
 
 def fill(page: Page, label: str, value: str) -> None:
     """Type into the field of that label and leave it."""
-    field = page.get_by_label(label, exact=True).locator("visible=true").first
+    # A heading of the page that is still there may bear the same name.
+    fields = page.get_by_label(label, exact=True).and_(page.locator("input, textarea"))
+    field = fields.locator("visible=true").first
     field.fill(value)
     field.press("Tab")
     settled(page)
