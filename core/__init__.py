@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "core.compare": ("compare_curves",),
+    "core.trial.verdict": ("compare_curves",),
     "core.export": ("read_curves", "snippet", "write_plan"),
-    "core.initialisers": ("list_schemes",),
+    "core.edit.draws": ("list_schemes",),
     "core.judge": ("list_presets", "rejudge"),
     "core.load": (
         "list_datasets",
@@ -22,7 +22,7 @@ _HOMES = {
         "resolve_model",
         "sample_images",
     ),
-    "core.metrics": ("list_metrics",),
+    "core.catalogue.metrics": ("list_metrics",),
     "core.pipeline": (
         "diagnose",
         "outline_model",
@@ -47,8 +47,8 @@ _HOMES = {
         "random_control",
         "read_plan",
     ),
-    "core.planfile": ("plan_json", "resealed"),
-    "core.planning": ("Sight", "Wish", "plan_by_rule", "random_twin"),
+    "core.files.plans": ("plan_json", "resealed"),
+    "core.pipeline.planning": ("Sight", "Wish", "plan_by_rule", "random_twin"),
     "core.review": (
         "changed_entries",
         "diff_weights",
@@ -60,9 +60,10 @@ _HOMES = {
 _HOME_OF = {verb: home for home, verbs in _HOMES.items() for verb in verbs}
 
 if TYPE_CHECKING:
-    from core.compare import compare_curves
+    from core.catalogue.metrics import list_metrics
+    from core.edit.draws import list_schemes
     from core.export import read_curves, snippet, write_plan
-    from core.initialisers import list_schemes
+    from core.files.plans import plan_json, resealed
     from core.judge import list_presets, rejudge
     from core.load import (
         list_datasets,
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
         resolve_model,
         sample_images,
     )
-    from core.metrics import list_metrics
     from core.pipeline import (
         diagnose,
         outline_model,
@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         write_diagnosis,
         write_run,
     )
+    from core.pipeline.planning import Sight, Wish, plan_by_rule, random_twin
     from core.plan import (
         check_plan,
         compose_plans,
@@ -97,8 +98,6 @@ if TYPE_CHECKING:
         random_control,
         read_plan,
     )
-    from core.planfile import plan_json, resealed
-    from core.planning import Sight, Wish, plan_by_rule, random_twin
     from core.review import (
         changed_entries,
         diff_weights,
@@ -106,6 +105,7 @@ if TYPE_CHECKING:
         preview_plan,
         verify_weights,
     )
+    from core.trial.verdict import compare_curves
 
 __all__ = [
     "Sight",

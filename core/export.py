@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from core.disk import no_room, trouble
 from core.errors import OptionError
-from core.planfile import arrays_of, plan_json, sealed
+from core.files.disk import no_room, trouble
+from core.files.plans import arrays_of, plan_json, sealed
 from core.records import ArmCurve, ReinitPlan, StepRecord
 
 CURVE_COLUMNS = ("arm", "seed", "step", "train_loss", "val_accuracy", "wall_s")

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from core.catalogue.metrics import METRICS
 from core.errors import OptionError
-from core.metrics import METRICS
 from core.records import Diagnosis, Finding, LayerReport, Remark
 from core.records.base import Value
 

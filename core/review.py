@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.apply import other_bits
+from core.edit.apply import other_bits
+from core.edit.effect import Outcome, compare_outputs
 from core.errors import PlanError, Stopped
 from core.export import TRAINERS, named_after, snippet, write_plan, write_whole
-from core.inputs import in_words
+from core.files.inputs import in_words
+from core.files.plans import plan_json
 from core.load import choose_items, load_model, open_images, state_sha256
 from core.load.checkpoints import SPARE_BYTES, read_checkpoint, state_bytes
-from core.outline import outline_module
+from core.network.outline import outline_module
 from core.pipeline import (
     DEFAULT_BATCH_SIZE,
     Watcher,
@@ -31,9 +33,7 @@ from core.pipeline import (
     read_batch,
     reset_weights,
 )
-from core.planfile import plan_json
 from core.portable import SCRIPT
-from core.preview import Outcome, compare_outputs
 from core.records import (
     DataSpec,
     LayerPreview,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from core.compare import CONTROL
 from core.records import (
     ArmCurve,
     DataOutline,
@@ -20,10 +19,11 @@ from core.records import (
     LayerReport,
     ModelOutline,
 )
+from core.trial.verdict import CONTROL
 from dashboard import words
 
 if TYPE_CHECKING:
-    from core.metrics import MetricInfo
+    from core.catalogue.metrics import MetricInfo
 
 HeatView = Literal["value", "twin", "ratio"]
 Curve = Literal["train_loss", "val_accuracy"]

@@ -16,7 +16,7 @@ from core.records import Diagnosis, Finding
 from dashboard import charts, store, words
 
 if TYPE_CHECKING:
-    from core.metrics import MetricInfo
+    from core.catalogue.metrics import MetricInfo
 
 Step = Literal["choose", "measure", "pick", "watch", "export"]
 

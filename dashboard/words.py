@@ -24,8 +24,8 @@ from core.records.outline import stored_number
 from core.text import json_text, printable
 
 if TYPE_CHECKING:
+    from core.catalogue.metrics import MetricInfo
     from core.judge import JudgeRule
-    from core.metrics import MetricInfo
 
 NO_VALUE = "\N{EN DASH}"
 

@@ -17,11 +17,11 @@ import sys
 import torch
 from torch import Tensor
 
-from core.finetune import normalised
+from core.catalogue.metrics import METRICS
 from core.load import decode_items, load_model, open_images, resolve_data, resolve_model
 from core.measure import Measured, measure_network
-from core.metrics import METRICS
-from core.outline import outline_module
+from core.network.outline import outline_module
+from core.trial.engine import normalised
 
 IMAGES, BATCH, SIZE = 64, 16, 96
 EMBEDDED = "tf_efficientnet_lite0"

@@ -19,9 +19,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from core.connections import Connections, connections_of, readings_of
-from core.hooks import batch_statistics, module_kept
 from core.load import decode_items, load_model, open_images, resolve_data, resolve_model
+from core.network.connections import Connections, connections_of, readings_of
+from core.network.hooks import batch_statistics, module_kept
 from core.records import ModelOutline
 from tests.zoo import ZOO, outline_of
 
@@ -201,7 +201,7 @@ def images(size: int, count: int, preprocessing: Any = None) -> list[tuple[Tenso
 
 def embedded() -> tuple[nn.Module, ModelOutline, Batches]:
     """Return the embedded CNN, its outline and images."""
-    from core.outline import outline_module
+    from core.network.outline import outline_module
 
     loaded = load_model(resolve_model("tf_efficientnet_lite0"), classes=8)
     outline = outline_module(loaded.module, loaded.card, loaded.head)

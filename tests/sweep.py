@@ -176,14 +176,14 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
     """Run the stages, giving each one's name before it begins and what is learnt to `found`."""
     import torch
 
-    from core.apply import apply_plan
-    from core.finetune import Arm, Images, Settings, finetune
+    from core.edit.apply import apply_plan
+    from core.files.plans import plan_json
     from core.load import build_module, load_model, resolve_model, state_sha256
     from core.measure import measure_network
-    from core.outline import outline_module
+    from core.network.outline import outline_module
     from core.pipeline import load_edited
     from core.plan import make_plan
-    from core.planfile import plan_json
+    from core.trial.engine import Arm, Images, Settings, finetune
 
     yield "load"
     spec = resolve_model(f"{candidate.library}:{candidate.model}", weights="none")
@@ -279,8 +279,8 @@ def working_sizes(module: Any, *, multiple: int, known: int) -> list[int]:
     """
     import torch
 
-    from core.hooks import batch_statistics, module_kept
-    from core.trace import first_tensor
+    from core.network.hooks import batch_statistics, module_kept
+    from core.network.trace import first_tensor
 
     sides = sorted({-(-side // multiple) * multiple for side in SIDES})
     for place, side in enumerate(sides):
@@ -320,8 +320,8 @@ def _sites_run(module: Any, size: int) -> frozenset[str]:
     """Return the names of all activation functions that one forward pass runs."""
     import torch
 
-    from core.hooks import module_kept
-    from core.trace import watched_forward
+    from core.network.hooks import module_kept
+    from core.network.trace import watched_forward
 
     names: set[str] = set()
     with module_kept(module), torch.no_grad():

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.activations import FUNCTIONS, Activation, derivative
 from core.errors import ModelError
 from core.load import build_module, head_names, resolve_model
 from core.measure import measure_network
-from core.outline import example_input, stage_of
-from core.trace import OtherPassError, Site, first_tensor, watched, watched_forward
+from core.network.activations import FUNCTIONS, Activation, derivative
+from core.network.outline import example_input, stage_of
+from core.network.trace import OtherPassError, Site, first_tensor, watched, watched_forward
 from tests.reference import (
     elu,
     gelu,

@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.apply import apply_plan
+from core.edit.apply import apply_plan
+from core.edit.draws import SCHEMES, list_schemes, scheme_numbers
 from core.errors import OptionError, PlanError
 from core.export import TRAINERS, snippet, write_plan
-from core.initialisers import SCHEMES, list_schemes, scheme_numbers
+from core.files.plans import plan_json
 from core.load import build_module, load_model, resolve_model, state_sha256
 from core.pipeline import edited_model, outline_model, plan_outline, plan_spec, reset_weights
 from core.plan import check_plan, make_plan, read_plan
-from core.planfile import plan_json
 from core.portable import SCRIPT
 from core.records import ReinitPlan, ReinitReceipt
 from tests.zoo import ZOO

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import claims
-from core.claims import Claim, Holder, claimed, take
-from core.disk import settle_temporary_folder, trouble
+from core.cli.events import Events
 from core.errors import OptionError
-from core.events import Events
 from core.export import write_whole
+from core.files import claims
+from core.files.claims import Claim, Holder, claimed, take
+from core.files.disk import settle_temporary_folder, trouble
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--model", "timm:test_resnet", "--weights", "none")
@@ -33,7 +33,7 @@ Run = Callable[..., tuple[int, str, str]]
 HOLDS = """
 import sys, time
 from pathlib import Path
-from core.claims import take
+from core.files.claims import take
 assert hasattr(take(Path(sys.argv[1]), what="other"), "release")
 print("held", flush=True)
 time.sleep(60)

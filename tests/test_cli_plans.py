@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from core.pipeline.planning import random_twin
 from core.plan import read_plan
-from core.planning import random_twin
 
 LITE = ("--model", "tf_efficientnet_lite0", "--classes", "8")
 TINY = ("--model", "timm:test_resnet", "--weights", "none", "--classes", "8")

@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from core.connections import Connections, connections_of
 from core.errors import PlanError
+from core.network.connections import Connections, connections_of
 from tests.zoo import ZOO
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.hooks import batch_statistics, module_kept
+from core.catalogue.metrics import list_metrics
 from core.load import load_model, open_images, resolve_data, resolve_model
 from core.load.images import choose_items
 from core.measure import TRANSFER_NAMES, pooled_features, transfer_figures
@@ -23,8 +23,8 @@ from core.measure.features import (
     probe_accuracy,
     probe_folds,
 )
-from core.metrics import list_metrics
-from core.outline import outline_module
+from core.network.hooks import batch_statistics, module_kept
+from core.network.outline import outline_module
 from core.pipeline.basics import read_batch
 from tests.zoo import ZOO
 

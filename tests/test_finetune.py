@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from core.compare import RANDOM, compare_curves
 from core.errors import ModelError, OptionError, PlanError
 from core.export import CURVE_COLUMNS, curves_csv, curves_of, read_curves
-from core.finetune import Arm, Images, Settings, batch_order, evaluate, finetune
 from core.load import resolve_data, resolve_model
 from core.pipeline import Trial, outline_model, prepare_trial, write_run
+from core.pipeline.planning import random_twin
 from core.plan import make_plan
-from core.planning import random_twin
 from core.records import ArmCurve, ArmDifference, ModelSpec, ReinitPlan, StepRecord
+from core.trial.engine import Arm, Images, Settings, batch_order, evaluate, finetune
+from core.trial.verdict import RANDOM, compare_curves
 
 CPU = torch.device("cpu")
 DATA = resolve_data("bloodmnist")

@@ -29,9 +29,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.cli.events import Events
 from core.errors import DataError, ModelError, OptionError, PlanError
-from core.events import Events
-from core.inputs import JSONError, read_input, strict_json
+from core.files.inputs import JSONError, read_input, strict_json
 from core.load import read_checkpoint
 from core.load.checkpoints import check_checkpoint
 from core.load.models import check_spec

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from core.catalogue.metrics import metric_names
 from core.errors import OptionError
 from core.judge import PRESETS, judge, list_presets, preset_named, rejudge
-from core.metrics import metric_names
 from core.records import (
     DataSpec,
     Diagnosis,

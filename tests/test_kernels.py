@@ -18,9 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core import kernels
-from core.activations import FUNCTIONS, activation_of
-from core.kernels import (
+from core.measure import kernels, measure_network
+from core.measure.gauge import _wanted_of
+from core.measure.kernels import (
     Limits,
     Reader,
     Want,
@@ -31,8 +31,7 @@ from core.kernels import (
     plain,
     unit_sums,
 )
-from core.measure import measure_network
-from core.measure.gauge import _wanted_of
+from core.network.activations import FUNCTIONS, activation_of
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -585,7 +584,7 @@ def test_a_machine_without_a_compiler_finds_the_same_figures(tmp_path: Path) -> 
 
 INTERPRETED = """
 import torch
-from core.kernels import folded, gpu
+from core.measure.kernels import folded, gpu
 from tests.test_kernels import LIMITS, MEASURED, check_agrees, filled
 
 assert gpu.available()
@@ -631,7 +630,7 @@ OFFLINE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from core.kernels import gpu
+from core.measure.kernels import gpu
 from tests.test_kernels import MEASURED
 
 target = GPUTarget("cuda", 90, 32)

@@ -26,7 +26,6 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from core.errors import ModelError, OfflineError
-from core.finetune import normalised
 from core.load import (
     LoadedModel,
     build_module,
@@ -43,6 +42,7 @@ from core.load import (
 )
 from core.load.images import to_input
 from core.load.models import ASSETS, build_names, embedded_catalogue
+from core.trial.engine import normalised
 
 EMBEDDED = ("tf_efficientnet_lite0", "vit_small_patch14_dinov2")
 PHOTOS = Path(skimage.__file__).parent / "data"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from core.errors import ModelError, Stopped
-from core.hooks import hooks, module_kept
 from core.measure import measure_network
+from core.network.hooks import hooks, module_kept
+from core.network.trace import watched_forward
 from core.records import LayerInfo
 from core.seeding import random_state_kept
-from core.trace import watched_forward
 from tests.zoo import BATCHES, CLASSES, ZOO, outline_of
 
 HOOK_TABLES = (

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import ModelError
-from core.hooks import hooks
 from core.measure import measure_network, watching
+from core.network.hooks import hooks
 from tests.zoo import CLASSES, outline_of
 
 SIDE = 6

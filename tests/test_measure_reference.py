@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.catalogue.metrics import list_metrics, metric_names
 from core.errors import DataError, ModelError
 from core.measure import Measured, figures_of, measure_network, watching
 from core.measure.figures import RANKS, WIDEST_SPECTRUM, _weight_figures
-from core.metrics import list_metrics, metric_names
 from tests.reference import FORWARDS, Truth, truth
 from tests.zoo import BATCH_SIZE, BATCHES, CLASSES, ZOO, outline_of
 

@@ -268,7 +268,7 @@ def test_pixels_beyond_the_limit_are_refused_before_they_are_decoded() -> None:
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    from core.inputs import open_input
+    from core.files.inputs import open_input
 
     os.mkfifo(tmp_path / "x.png")
 

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import PlanError
+from core.files.plans import plan_json
 from core.plan import (
     check_plan,
     compose_plans,
@@ -24,7 +25,6 @@ from core.plan import (
     random_control,
     read_plan,
 )
-from core.planfile import plan_json
 from core.records import Evidence, ModelOutline, Pattern, ReinitPlan
 from tests.write_schema import SCHEMA_FILE, schema_text
 from tests.zoo import ZOO

@@ -519,7 +519,7 @@ def test_a_folder_without_locks_is_used_and_said(
     queue: RunQueue, act: Act, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act(FINISH)
-    monkeypatch.setattr("core.claims.lock", lambda handle: None)
+    monkeypatch.setattr("core.files.claims.lock", lambda handle: None)
 
     run_id = start(queue)
     wait_until(lambda: state(queue, run_id) == "done")

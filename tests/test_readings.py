@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from core.connections import connections_of, readings_of
-from core.planning.draft import Draft
+from core.network.connections import connections_of, readings_of
+from core.pipeline.planning.draft import Draft
 from core.records import SchemeChoice
 from tests.reader_means import embedded, from_torchvision, relative_differences
 from tests.zoo import BATCH_SIZE, CLASSES, ZOO, outline_of

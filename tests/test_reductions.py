@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from core.activations import (
+from core.load.models import ASSETS
+from core.measure.kernels import Intervals, Limits, Want, unit_sums
+from core.measure.shard import RowSample, SiteSums
+from core.network.activations import (
     FUNCTIONS,
     SATURATION_EPS,
     Activation,
@@ -20,9 +23,6 @@ from core.activations import (
     derivative,
     saturated_intervals,
 )
-from core.kernels import Intervals, Limits, Want, unit_sums
-from core.load.models import ASSETS
-from core.measure.shard import RowSample, SiteSums
 from core.reductions import (
     FEWEST_EIGENVALUES,
     as_matrix,

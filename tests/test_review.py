@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from core.apply import apply_plan
 from core.cli import main
+from core.edit.apply import apply_plan
 from core.errors import LimberError, OptionError, PlanError
 from core.export import write_plan
-from core.hooks import batch_statistics
+from core.files.plans import PLAN_KEY, arrays_of, packed, plan_identity, plan_json, unpacked
 from core.load import (
     choose_items,
     decode_items,
@@ -30,10 +30,10 @@ from core.load import (
     resolve_model,
     state_sha256,
 )
+from core.network.hooks import batch_statistics
 from core.pipeline import edited_model, edited_weights, outline_model, plan_spec, reset_weights
+from core.pipeline.planning import Wish, plan_by_rule
 from core.plan import check_plan, compose_plans, diff_plans, make_plan, read_plan
-from core.planfile import PLAN_KEY, arrays_of, packed, plan_identity, plan_json, unpacked
-from core.planning import Wish, plan_by_rule
 from core.records import ReinitPlan
 from core.review import changed_entries, preview_plan, verify_weights
 

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.apply import apply_plan, entry_flags
-from core.connections import connections_of, readings_of
+from core.edit.apply import apply_plan, entry_flags
+from core.edit.draws import SCHEMES
 from core.errors import PlanError
-from core.hooks import batch_statistics
-from core.initialisers import SCHEMES
+from core.files.plans import arrays_of, plan_json
 from core.load import (
     build_module,
     choose_items,
@@ -33,15 +32,7 @@ from core.load import (
     resolve_model,
     state_sha256,
 )
-from core.outline import outline_module
-from core.pipeline import diagnose, edited_model, read_units, write_diagnosis
-from core.plan import RULES, list_rules, planned_size, read_plan
-from core.planfile import arrays_of, plan_json
-from core.planning import Sight, Wish, plan_by_rule, random_twin
-from core.records import MetricValue, ReinitPlan, ReinitReceipt, SchemeChoice
-from core.records.outline import is_bias
-from core.seeding import generator
-from core.utility import (
+from core.measure.utility import (
     entries_below_mean,
     fraction_lowest,
     lowest_entries,
@@ -49,6 +40,15 @@ from core.utility import (
     summed_gradients,
     unit_figures,
 )
+from core.network.connections import connections_of, readings_of
+from core.network.hooks import batch_statistics
+from core.network.outline import outline_module
+from core.pipeline import diagnose, edited_model, read_units, write_diagnosis
+from core.pipeline.planning import Sight, Wish, plan_by_rule, random_twin
+from core.plan import RULES, list_rules, planned_size, read_plan
+from core.records import MetricValue, ReinitPlan, ReinitReceipt, SchemeChoice
+from core.records.outline import is_bias
+from core.seeding import generator
 from tests.reference import scheme_values
 from tests.write_rules import RULES_FILE, rules_text
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.errors import PlanError
-from core.initialisers import (
+from core.edit.draws import (
     Request,
     dash_factors,
     draw,
@@ -19,6 +18,7 @@ from core.initialisers import (
     newton_schulz,
     scheme_numbers,
 )
+from core.errors import PlanError
 from core.plan import make_plan
 from tests.zoo import ZOO
 

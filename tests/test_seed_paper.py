@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.initialisers import WITH_GRADIENTS, list_schemes
+from core.catalogue.rules import rule_named
+from core.edit.draws import WITH_GRADIENTS, list_schemes
 from core.load import load_model, resolve_model
 from core.pipeline import edited_weights
-from core.plan.rules import rule_named
-from core.planning import Wish, plan_by_rule, random_twin
-from core.planning.subject import Subject
+from core.pipeline.planning import Wish, plan_by_rule, random_twin
+from core.pipeline.planning.subject import Subject
 
 CLASSES = 5
 NETWORKS = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "vit_b_16")

@@ -19,9 +19,9 @@ from PIL import Image
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
+from core.files.plans import plan_json
 from core.load import resolve_data, resolve_model
-from core.planfile import plan_json
-from core.planning import Sight, Wish, plan_by_rule
+from core.pipeline.planning import Sight, Wish, plan_by_rule
 from core.records import ReinitPlan, ReinitReceipt
 from core.review import export_plan
 

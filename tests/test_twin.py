@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import core
+from core.catalogue.metrics import METRICS
 from core.judge import PRESETS, judge, judgement, preset_named
 from core.measure import Measured, measure_network
-from core.metrics import METRICS
 from core.pipeline import diagnose
 from core.records import Diagnosis, LayerReport, MetricValue, Ratio, ratio_of
 from dashboard import charts, words

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from core.errors import PlanError
 from core.load import resolve_data, resolve_model
 from core.pipeline import edited_model
+from core.pipeline.planning import Sight, Wish, plan_by_rule, random_twin
 from core.plan import compose_plans, make_plan, random_control, read_plan
-from core.planning import Sight, Wish, plan_by_rule, random_twin
 from core.records import ModelOutline, ReinitPlan
 from dashboard import words
 from dashboard.store import workspace as workspace_room

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from core.load import choose_items, load_model, open_images, resolve_data, resolve_model
+from core.measure.utility import rounding_alone, summed_gradients
 from core.pipeline import Watcher, read_batch
-from core.planning import Sight, Wish, plan_by_rule
-from core.planning.subject import Subject
-from core.utility import rounding_alone, summed_gradients
+from core.pipeline.planning import Sight, Wish, plan_by_rule
+from core.pipeline.planning.subject import Subject
 
 SIDE, CHANNELS = 8, 4
 

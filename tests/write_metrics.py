@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from core import list_metrics, list_presets
+from core.catalogue.metrics import MetricInfo
 from core.judge import FAR_BEYOND, JudgeRule
-from core.metrics import MetricInfo
 
 METRICS_FILE = Path(__file__).resolve().parent.parent / "assets" / "metrics.md"
 FAMILIES = {

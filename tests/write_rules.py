@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.initialisers import RANGES, list_schemes
+from core.edit.draws import RANGES, list_schemes
 from core.plan import list_rules
 
 RULES_FILE = Path(__file__).resolve().parent.parent / "assets" / "rules.md"

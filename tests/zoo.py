@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.outline import outline_module
+from core.network.outline import outline_module
 from core.records import LayerInfo, ModelCard, ModelOutline, ModelSpec, Preprocessing
 
 CLASSES = 4

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core.cli import inspecting, plans
+from core.cli.events import Events
 from core.cli.options import (
     add_data,
     add_events,
@@ -35,9 +36,8 @@ from core.cli.options import (
     whole_number,
 )
 from core.cli.terminal import quiet_libraries, say, say_error, say_json
-from core.disk import no_room, settle_temporary_folder, trouble
 from core.errors import LimberError, OptionError, PlanError, Stopped
-from core.events import Events
+from core.files.disk import no_room, settle_temporary_folder, trouble
 from core.records import Diagnosis
 
 LISTS = ("models", "datasets", "metrics", "presets", "rules", "schemes")
@@ -389,7 +389,7 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
     data = resolve_data(options.data)
     spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
     from core import pipeline
-    from core.finetune import Settings
+    from core.trial.engine import Settings
 
     watcher = watcher_of(events)
     images = pipeline.opened_images(data, watcher).outline

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from core.cli.events import Events
 from core.cli.options import add_data, add_model, as_json, otherwise, whole_number
 from core.cli.terminal import say, say_json
 from core.errors import LimberError, OptionError
-from core.events import Events
 from core.limits import is_no_memory, limit_memory, limit_time
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from core.claims import Holder, claimed
+from core.cli.events import Events
 from core.cli.terminal import say_error
-from core.disk import no_room, trouble
 from core.errors import OptionError
-from core.events import Events
 from core.export import Companion, companion_path
-from core.inputs import is_there, read_input, strict_json
+from core.files.claims import Holder, claimed
+from core.files.disk import no_room, trouble
+from core.files.inputs import is_there, read_input, strict_json
 from core.plan.reading import MAX_PLAN_BYTES, MAX_PLAN_VALUES
 from core.records.base import Value
 from core.records.diagnosis import MAX_DIAGNOSIS_BYTES, MAX_DIAGNOSIS_VALUES

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from core.cli.events import Events
 from core.cli.options import (
     add_data,
     add_events,
@@ -27,7 +28,6 @@ from core.cli.options import (
 )
 from core.cli.terminal import say, say_json
 from core.errors import OptionError, PlanError
-from core.events import Events
 from core.records import Diagnosis, ModelOutline, ModelSpec, Pattern, ReinitPlan
 
 # What an export writes beside plan and weights.
@@ -170,7 +170,7 @@ def _ruled(
 ) -> tuple[ReinitPlan, ModelOutline, tuple[str, ...]]:
     """Return the plan of a rule, its network, and the layers a person named."""
     import core
-    from core.initialisers import SCHEMES, scheme_numbers
+    from core.edit.draws import SCHEMES, scheme_numbers
 
     rule, chosen = _checked_rule(options)
     numbers = named_numbers(options.set, "--set", "shrink=0.4")

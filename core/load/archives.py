@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from core.inputs import in_words, open_input
+from core.files.inputs import in_words, open_input
 
 # Bytes of a table of contents: 200,000 members with names of 250 letters.
 MAX_TABLE_BYTES = 64 * 2**20
@@ -59,7 +59,7 @@ def opened_zip(path: Path) -> zipfile.ZipFile:
 
     Raises:
         ArchiveError: Damaged, or its table of contents is too large.
-        OSError: It cannot be opened; see `core.inputs`.
+        OSError: It cannot be opened; see `core.files.inputs`.
     """
     with open_input(path) as file:
         table_of(file)

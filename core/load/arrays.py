@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from core.inputs import CHUNK, in_words
+from core.files.inputs import CHUNK, in_words
 from core.load.archives import ArchiveError, opened_zip
 
 MAX_ARRAYS = 64
@@ -56,7 +56,7 @@ def array_headers(path: Path) -> dict[str, ArrayHeader]:
     Raises:
         ArrayError: Damaged, not of plain arrays, too many of them, or one that unpacks to far
             more than images do.
-        OSError: It cannot be opened; see `core.inputs`.
+        OSError: It cannot be opened; see `core.files.inputs`.
     """
     found: dict[str, ArrayHeader] = {}
     try:
@@ -117,7 +117,7 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
 
     Raises:
         ArrayError: One holds fewer or more numbers than it says, or is damaged.
-        OSError: It cannot be opened; see `core.inputs`.
+        OSError: It cannot be opened; see `core.files.inputs`.
     """
     found: dict[str, np.ndarray] = {}
     try:

@@ -18,7 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import ModelError
-from core.inputs import JSONError, bytes_allowed, in_words, input_status, open_input, strict_json
+from core.files.inputs import (
+    JSONError,
+    bytes_allowed,
+    in_words,
+    input_status,
+    open_input,
+    strict_json,
+)
 from core.load.archives import ArchiveError, opened_zip, stored_members
 from core.load.pickles import Claims, PickleError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import DataError
-from core.inputs import open_input
+from core.files.inputs import open_input
 from core.load.pictures import IMAGE_SUFFIXES, PLAIN, Look, look_at
 
 MAX_ENTRIES = 1_000_000

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import LimberError, ModelError
-from core.hooks import memory_kept, module_kept
-from core.inputs import in_words, is_input
+from core.files.inputs import in_words, is_input
 from core.load.checkpoints import (
     SPARE_BYTES,
     read_checkpoint,
@@ -30,6 +29,7 @@ from core.load.checkpoints import (
 )
 from core.load.network import require_host
 from core.load.soundness import fitted_state
+from core.network.hooks import memory_kept, module_kept
 from core.records import ModelCard, ModelEntry, ModelSpec, Preprocessing
 from core.records.specs import odd_kwarg, odd_name
 from core.seeding import random_state_kept

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from core.errors import DataError
-from core.inputs import bytes_allowed, in_words, open_input
+from core.files.inputs import bytes_allowed, in_words, open_input
 from core.load.archives import ArchiveError, opened_zip
 from core.load.arrays import ArrayError, ArrayHeader, array_headers, read_arrays
 from core.load.folders import Found, look_at_files, walk

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.measure.figures import missing
+from core.network.trace import first_tensor, watched_forward
 from core.records import LayerInfo, MetricValue
 from core.reductions import unit_axis
-from core.trace import first_tensor, watched_forward
 
 # More images would cost cubically and change little.
 MOST_IMAGES = 512

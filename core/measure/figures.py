@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels import ROWS, Want, gradient_sums, moment_sums
+from core.catalogue.metrics import DORMANT_TAU, NEAR_ZERO, RARELY_ACTIVE
 from core.measure.gauge import BATCH_FIGURES, EMPTY, Gauge
+from core.measure.kernels import ROWS, Want, gradient_sums, moment_sums
 from core.measure.shard import HeadSums, SiteSums
-from core.metrics import DORMANT_TAU, NEAR_ZERO, RARELY_ACTIVE
 from core.records import LayerInfo, MetricValue
 from core.reductions import (
     FEWEST_EIGENVALUES,

@@ -24,11 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.activations import Activation, saturated_intervals
-from core.attention import Attention
+from core.catalogue.metrics import DORMANT_TAU, NEAR_ZERO_OUTPUT, RARELY_ACTIVE
 from core.errors import DataError, ModelError
-from core.hooks import Hooks, batch_statistics, checkpoints_opened, module_kept
-from core.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_totals
+from core.measure.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_totals
 from core.measure.shard import (
     NO_KEYS,
     ROWS_AN_IMAGE,
@@ -40,11 +38,13 @@ from core.measure.shard import (
     hashed,
     positions,
 )
-from core.metrics import DORMANT_TAU, NEAR_ZERO_OUTPUT, RARELY_ACTIVE
+from core.network.activations import Activation, saturated_intervals
+from core.network.attention import Attention
+from core.network.hooks import Hooks, batch_statistics, checkpoints_opened, module_kept
+from core.network.trace import OtherPassError, Site, Watch, first_tensor, watched
 from core.records import LayerInfo
 from core.reductions import Moments, binary_entropy
 from core.seeding import random_state_kept
-from core.trace import OtherPassError, Site, Watch, first_tensor, watched
 
 P = ParamSpec("P")
 

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from core.files.diagnoses import read_diagnosis, read_units, units_with_twins, write_diagnosis
+from core.pipeline.applying import (
+    edited_model,
+    edited_weights,
+    load_edited,
+    plan_classes,
+    plan_outline,
+    plan_spec,
+    reset_weights,
+)
 from core.pipeline.basics import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_SAMPLES,
@@ -12,16 +22,6 @@ from core.pipeline.basics import (
     opened_images,
     outline_model,
     read_batch,
-)
-from core.pipeline.diagnoses import read_diagnosis, read_units, units_with_twins, write_diagnosis
-from core.pipeline.editing import (
-    edited_model,
-    edited_weights,
-    load_edited,
-    plan_classes,
-    plan_outline,
-    plan_spec,
-    reset_weights,
 )
 from core.pipeline.measuring import diagnose
 from core.pipeline.parts import measure_part, merge_parts

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from core.errors import OptionError, Stopped
-from core.finetune import normalised
 from core.load import (
     ImageSet,
     Item,
@@ -20,7 +19,7 @@ from core.load import (
     load_model,
     open_images,
 )
-from core.outline import outline_module
+from core.network.outline import outline_module
 from core.records import (
     DataSpec,
     ModelCard,
@@ -28,6 +27,7 @@ from core.records import (
     ModelSpec,
     Preprocessing,
 )
+from core.trial.engine import normalised
 
 DEFAULT_SAMPLES = 128
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.catalogue.metrics import metric_names
 from core.errors import DataError, OptionError, Stopped
 from core.judge import judgement
 from core.load import (
@@ -36,8 +37,7 @@ from core.measure import (
     transfer_figures,
     watching,
 )
-from core.metrics import metric_names
-from core.outline import outline_module
+from core.network.outline import outline_module
 from core.pipeline.basics import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_SAMPLES,

@@ -20,14 +20,14 @@ from core.errors import OptionError
 from core.export import (
     write_whole,
 )
-from core.inputs import strict_json
+from core.files.inputs import strict_json
+from core.files.plans import sorted_metadata
 from core.load import (
     state_sha256,
 )
 from core.load.checkpoints import safetensors_bytes
 from core.pipeline.basics import DEFAULT_BATCH_SIZE, DEFAULT_SAMPLES, Watcher
 from core.pipeline.measuring import measuring
-from core.planfile import sorted_metadata
 from core.records import (
     DataSpec,
     Diagnosis,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from core.compare import CONTROL, compare_curves
 from core.errors import OptionError, PlanError
 from core.export import (
     curves_csv,
@@ -17,11 +16,12 @@ from core.export import (
     write_plan,
     write_whole,
 )
-from core.finetune import Arm, Images, Settings, finetune
+from core.files.plans import resealed
 from core.load import (
     decode,
     load_model,
 )
+from core.pipeline.applying import edited_model
 from core.pipeline.basics import (
     Watcher,
     check_image_size,
@@ -32,9 +32,7 @@ from core.pipeline.basics import (
     tick,
     versions,
 )
-from core.pipeline.editing import edited_model
 from core.plan import check_plan, planned_size, untrained_sentence
-from core.planfile import resealed
 from core.records import (
     ABComparison,
     DataSpec,
@@ -44,6 +42,8 @@ from core.records import (
     RunRecord,
     StepRecord,
 )
+from core.trial.engine import Arm, Images, Settings, finetune
+from core.trial.verdict import CONTROL, compare_curves
 
 DEFAULT_STEPS = 60
 

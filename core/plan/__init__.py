@@ -7,6 +7,7 @@ fails by name instead of resetting something else.
 
 from __future__ import annotations
 
+from core.catalogue.rules import RULES, RuleInfo, list_rules, rule_named, rule_options
 from core.plan.algebra import compose_plans, diff_plans
 from core.plan.control import random_control
 from core.plan.making import (
@@ -23,7 +24,6 @@ from core.plan.making import (
     untrained_sentence,
 )
 from core.plan.reading import plan_schema, read_plan
-from core.plan.rules import RULES, RuleInfo, list_rules, rule_named, rule_options
 
 __all__ = [
     "RULES",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.errors import PlanError
+from core.files.plans import arrays_of, sealed
 from core.plan.making import refuse_untrained
-from core.planfile import arrays_of, sealed
 from core.records import (
     Evidence,
     ModelIdentity,

@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from core.errors import PlanError
+from core.files.plans import arrays_of, chosen_entries
 from core.plan.reading import first_problem
-from core.planfile import arrays_of, chosen_entries
 from core.records import (
     Evidence,
     LayerInfo,

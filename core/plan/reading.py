@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.errors import PlanError
-from core.inputs import JSONError, KeyTwiceError, read_input, strict_json
-from core.planfile import MAX_BYTES, attached
+from core.files.inputs import JSONError, KeyTwiceError, read_input, strict_json
+from core.files.plans import MAX_BYTES, attached
 from core.records import (
     Companion,
     Entries,

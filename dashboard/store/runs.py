@@ -28,9 +28,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from core.claims import Claim, Holder, take
-from core.disk import free_bytes, no_room, trouble
 from core.errors import LimberError, OptionError
+from core.files.claims import Claim, Holder, take
+from core.files.disk import free_bytes, no_room, trouble
 from dashboard.store.run_folder import (
     PASSING,
     POSIX,

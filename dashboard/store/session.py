@@ -19,8 +19,8 @@ from typing import ParamSpec
 
 import streamlit as st
 
-from core.disk import no_room, settle_temporary_folder, trouble
 from core.errors import LimberError
+from core.files.disk import no_room, settle_temporary_folder, trouble
 from dashboard import words
 from dashboard.store import inspection
 from dashboard.store.runs import queue

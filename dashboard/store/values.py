@@ -30,9 +30,9 @@ from dashboard.store.memo import Memo
 from dashboard.store.workspace import Choice
 
 if TYPE_CHECKING:
-    from core.initialisers import SchemeInfo
+    from core.catalogue.metrics import MetricInfo
+    from core.edit.draws import SchemeInfo
     from core.judge import Preset
-    from core.metrics import MetricInfo
     from core.plan import PlanSize, RuleInfo
 
 _lists: Memo[Any] = Memo(max_entries=8)

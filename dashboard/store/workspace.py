@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from core.claims import lock
-from core.disk import trouble
+from core.files.claims import lock
+from core.files.disk import trouble
 from core.records import Pattern
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from core.compare import compare_curves
 from core.errors import LimberError
 from core.records import ABComparison, ArmCurve, ArmDifference, ModelOutline
+from core.trial.verdict import compare_curves
 from dashboard import charts, frame, plot, store, words
 
 CURVE_PX = 340

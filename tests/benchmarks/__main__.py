@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.hooks import batch_statistics, module_kept
 from core.load import load_model, resolve_model
 from core.measure import figures_of, watching
-from core.outline import outline_module
+from core.network.hooks import batch_statistics, module_kept
+from core.network.outline import outline_module
 from core.records import ModelOutline
 
 MODELS = {

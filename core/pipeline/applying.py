@@ -11,12 +11,13 @@ import safetensors.numpy
 import safetensors.torch
 from torch import Tensor, nn
 
-from core.apply import apply_plan
+from core.edit.apply import apply_plan
 from core.errors import PlanError
 from core.export import (
     named_after,
     write_whole,
 )
+from core.files.plans import plan_json, sorted_metadata
 from core.load import (
     LoadedModel,
     build_module,
@@ -25,7 +26,6 @@ from core.load import (
 )
 from core.pipeline.basics import outline_model
 from core.plan import check_plan, untrained_sentence
-from core.planfile import plan_json, sorted_metadata
 from core.records import (
     ModelOutline,
     ModelSpec,

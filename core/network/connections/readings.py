@@ -14,9 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core.connections.tracer import operation
-from core.connections.wiring import Connections, Place, Reading, Readings, place_of, shadowed
-from core.hooks import batch_statistics, memory_kept, module_kept
+from core.network.connections.tracer import operation
+from core.network.connections.wiring import (
+    Connections,
+    Place,
+    Reading,
+    Readings,
+    place_of,
+    shadowed,
+)
+from core.network.hooks import batch_statistics, memory_kept, module_kept
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 # Operation to the places of its input and of its weight among the arguments.

@@ -16,7 +16,7 @@ def unit_sums(
     middle: float,
     near: float,
 ) -> Tensor:
-    """Return (5, units) float64 sums; see `core.kernels.unit_sums`."""
+    """Return (5, units) float64 sums; see `core.measure.kernels.unit_sums`."""
     over = tuple(i for i in range(x.ndim) if i != axis)
     wide = x if x.dtype == torch.float64 else x.float()
     out = torch.zeros((5, x.shape[axis]), dtype=torch.float64, device=x.device)
@@ -41,7 +41,7 @@ def unit_sums(
 
 
 def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale: float) -> Tensor:
-    """Return (4, rows) float64 sums; see `core.kernels.gradient_sums`."""
+    """Return (4, rows) float64 sums; see `core.measure.kernels.gradient_sums`."""
     scaled = gradient if scale == 1.0 else gradient * scale
     if total is not None:
         total += scaled
@@ -60,7 +60,7 @@ def gradient_sums(weight: Tensor, gradient: Tensor, total: Tensor | None, scale:
 
 
 def moment_sums(x: Tensor, pivot: float, scale: float, near: float) -> Tensor:
-    """Return (5,) float64 sums; see `core.kernels.moment_sums`."""
+    """Return (5,) float64 sums; see `core.measure.kernels.moment_sums`."""
     offset = (x.double() - pivot) * scale
     square = offset**2
     return torch.stack(

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.errors import ModelError
-from core.hooks import batch_statistics, memory_kept, module_kept
+from core.network.hooks import batch_statistics, memory_kept, module_kept
+from core.network.trace import Site, first_tensor, watched_forward
 from core.records import LayerInfo
-from core.trace import Site, first_tensor, watched_forward
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

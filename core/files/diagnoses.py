@@ -17,7 +17,7 @@ from core.export import (
     companion_path,
     write_whole,
 )
-from core.inputs import JSONError, read_input, strict_json
+from core.files.inputs import JSONError, read_input, strict_json
 from core.records import (
     Diagnosis,
 )

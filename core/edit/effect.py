@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.activations import saturated_intervals
-from core.hooks import batch_statistics, module_kept
+from core.network.activations import saturated_intervals
+from core.network.hooks import batch_statistics, module_kept
+from core.network.trace import Site, first_tensor, watched_forward
 from core.records import LayerInfo
 from core.reductions import dormant_fraction
-from core.trace import Site, first_tensor, watched_forward
 
 DORMANT_TAU = 0.025
 

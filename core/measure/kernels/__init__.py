@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.kernels import plain
+from core.measure.kernels import plain
 
 if TYPE_CHECKING:
-    from core.kernels.compiled import Prepared
+    from core.measure.kernels.compiled import Prepared
 
 Intervals = tuple[tuple[float, float], ...]
 
@@ -99,7 +99,7 @@ def _means(kind: str, dtype: torch.dtype, asked: str) -> str:
     if kind == "cuda":
         return "triton" if _triton_works() else "plain"
     if kind == "cpu" and dtype != torch.float16:
-        from core.kernels import compiled
+        from core.measure.kernels import compiled
 
         return "compiled" if compiled.library() is not None else "plain"
     return "plain"
@@ -108,7 +108,7 @@ def _means(kind: str, dtype: torch.dtype, asked: str) -> str:
 @cache
 def _triton_works() -> bool:
     try:
-        from core.kernels import gpu
+        from core.measure.kernels import gpu
     except ImportError:
         return False
     return gpu.available()
@@ -138,10 +138,10 @@ def unit_sums(
         return plain.unit_sums(x, axis, int(want), limits.intervals, limits.middle, limits.near)
     tensor, rows, units, inner = folded(x, axis)
     if means == "compiled":
-        from core.kernels import compiled
+        from core.measure.kernels import compiled
 
         return compiled.unit_sums(tensor, rows, units, inner, int(want), limits)
-    from core.kernels import gpu
+    from core.measure.kernels import gpu
 
     return gpu.unit_sums(tensor, rows, units, inner, int(want), limits)
 
@@ -177,7 +177,7 @@ class Reader:
         self._prepared = None
         x = x.detach()
         if x.numel() and backend(x.device, x.dtype) == "compiled":
-            from core.kernels import compiled
+            from core.measure.kernels import compiled
 
             tensor, rows, units, inner = folded(x, self.axis)
             prepared = compiled.Prepared(
@@ -223,7 +223,7 @@ def gradient_sums(
         and all(each.dtype == torch.float32 for each in together)
         and _alike(together)
     ):
-        from core.kernels import compiled
+        from core.measure.kernels import compiled
 
         return compiled.gradient_sums(weight, gradient, total, scale)
     return plain.gradient_sums(weight, gradient, total, scale)
@@ -252,7 +252,7 @@ def gradient_totals(
     ):
         together = zip(weights, gradients, totals, strict=True)
         if backend(weights[0].device) == "compiled" and all(map(_alike, together)):
-            from core.kernels import compiled
+            from core.measure.kernels import compiled
 
             with torch.no_grad():
                 return compiled.gradient_totals(weights, gradients, totals, scale)
@@ -277,7 +277,7 @@ def moment_sums(
     """
     x = x.detach()
     if x.dtype == torch.float32 and _dense(x) and backend(x.device) == "compiled":
-        from core.kernels import compiled
+        from core.measure.kernels import compiled
 
         return compiled.moment_sums(x, pivot, scale, near)
     return plain.moment_sums(x, pivot, scale, near)

@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from core.claims import lock
-from core.disk import no_room, trouble
 from core.errors import OptionError
-from core.inputs import is_input, is_there, open_input
+from core.files.claims import lock
+from core.files.disk import no_room, trouble
+from core.files.inputs import is_input, is_there, open_input
 from core.text import json_text, one_line
 
 HEARTBEAT_S = 2.0

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from core.activations import Activation, activation_of
-from core.attention import Attention, attention_of
-from core.hooks import Hooks, hooks, memory_kept
+from core.network.activations import Activation, activation_of
+from core.network.attention import Attention, attention_of
+from core.network.hooks import Hooks, hooks, memory_kept
 
 OnLayer = Callable[[str, nn.Module, tuple[Any, ...], Any], None]
 OnCall = Callable[[Any, Sequence[Any], Mapping[str, Any], Any, frozenset[str]], None]

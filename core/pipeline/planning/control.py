@@ -7,17 +7,17 @@ from functools import cached_property
 
 import numpy as np
 
-from core.compare import RANDOM
+from core.edit.draws import SCHEMES
 from core.errors import PlanError
-from core.initialisers import SCHEMES
+from core.files.plans import arrays_of, chosen_entries, resealed
+from core.measure.utility import random_entries
 from core.pipeline import Watcher, plan_classes, plan_outline, plan_spec
+from core.pipeline.planning.draft import Draft, takes_factors
+from core.pipeline.planning.subject import Sight, Subject
 from core.plan import check_plan, compose_plans, random_control
-from core.planfile import arrays_of, chosen_entries, resealed
-from core.planning.draft import Draft, takes_factors
-from core.planning.subject import Sight, Subject
 from core.records import Evidence, LayerInfo, ModelOutline, ReinitPlan, RuleChoice, Target
 from core.seeding import generator
-from core.utility import random_entries
+from core.trial.verdict import RANDOM
 
 
 def random_twin(

@@ -11,9 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.edit.draws import SCHEMES
 from core.errors import PlanError
-from core.initialisers import SCHEMES
+from core.measure.utility import (
+    entries_below_mean,
+    fraction_lowest,
+    lowest_entries,
+    random_entries,
+    share,
+)
 from core.pipeline import Watcher
+from core.pipeline.planning.draft import Draft
+from core.pipeline.planning.subject import Sight, Subject
 from core.plan import (
     checked_rates,
     last_blocks,
@@ -23,8 +32,6 @@ from core.plan import (
     rule_named,
     rule_options,
 )
-from core.planning.draft import Draft
-from core.planning.subject import Sight, Subject
 from core.records import (
     Evidence,
     LayerInfo,
@@ -39,13 +46,6 @@ from core.records import (
 )
 from core.records.outline import is_bias
 from core.seeding import generator
-from core.utility import (
-    entries_below_mean,
-    fraction_lowest,
-    lowest_entries,
-    random_entries,
-    share,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

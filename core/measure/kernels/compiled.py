@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core.kernels import plain
+from core.measure.kernels import plain
 
 if TYPE_CHECKING:
-    from core.kernels import Limits
+    from core.measure.kernels import Limits
 
 SOURCE = Path(__file__).with_name("sums.c")
 BUILD_S = 60.0

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.edit.draws import SCHEMES, Request, draw, scheme_numbers
 from core.errors import PlanError
-from core.initialisers import SCHEMES, Request, draw, scheme_numbers
-from core.planfile import arrays_of, chosen_entries, demand
+from core.files.plans import arrays_of, chosen_entries, demand
 from core.records import Entries, ReinitPlan, ReinitReceipt, Target, TensorChange, Write
 from core.records.outline import is_bias
 from core.seeding import generator

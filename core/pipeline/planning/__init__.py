@@ -6,8 +6,8 @@ were chosen, so that applying it needs neither.
 
 from __future__ import annotations
 
-from core.planning.control import random_twin
-from core.planning.rules import Wish, plan_by_rule
-from core.planning.subject import Sight
+from core.pipeline.planning.control import random_twin
+from core.pipeline.planning.rules import Wish, plan_by_rule
+from core.pipeline.planning.subject import Sight
 
 __all__ = ["Sight", "Wish", "plan_by_rule", "random_twin"]

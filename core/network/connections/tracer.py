@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from core.connections.wiring import COPIES, NOBODY, Connections, Mix, Owned, Role, Tracked
 from core.errors import PlanError
-from core.hooks import memory_kept, module_kept
+from core.network.connections.wiring import COPIES, NOBODY, Connections, Mix, Owned, Role, Tracked
+from core.network.hooks import memory_kept, module_kept
 from core.seeding import random_state_kept
 
 Labels = np.ndarray

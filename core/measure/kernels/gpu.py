@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core.kernels import plain
+from core.measure.kernels import plain
 
 if TYPE_CHECKING:
-    from core.kernels import Limits
+    from core.measure.kernels import Limits
 
 # Rows a program; few enough that a large activation fills the device, enough that the parts
 # are small beside it.
@@ -113,7 +113,7 @@ def _runs(
 def available() -> bool:
     """Return whether Triton builds and runs here and agrees with the plain sums."""
     try:
-        from core.kernels import Limits
+        from core.measure.kernels import Limits
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         x = torch.linspace(-7, 7, 5 * 37 * 3).reshape(5, 37, 3).to(device)

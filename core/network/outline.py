@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ModelError
-from core.hooks import module_kept
-from core.origins import PRODUCTS, Origin, Origins, tensors_in
+from core.network.hooks import module_kept
+from core.network.origins import PRODUCTS, Origin, Origins, tensors_in
+from core.network.trace import Site, first_tensor, watched_forward
 from core.records import LayerInfo, ModelCard, ModelOutline, ParameterInfo
 from core.records.outline import LayerKind
 from core.reductions import unit_axis
 from core.seeding import random_state_kept
-from core.trace import Site, first_tensor, watched_forward
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from core.errors import PlanError
-from core.inputs import strict_json
+from core.files.inputs import strict_json
 from core.records import Entries, ReinitPlan
 
 PLAN_KEY = "limber_plan_sha256"

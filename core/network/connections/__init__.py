@@ -12,9 +12,9 @@ told apart is never reset apart. What the readers of units read on images is tak
 their own, at the same products.
 """
 
-from core.connections.readings import readings_of
-from core.connections.tracer import connections_of
-from core.connections.wiring import (
+from core.network.connections.readings import readings_of
+from core.network.connections.tracer import connections_of
+from core.network.connections.wiring import (
     NOBODY,
     Connections,
     Part,

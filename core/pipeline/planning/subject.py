@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.connections import Connections, Readings, Shifts, connections_of, readings_of
 from core.errors import PlanError, Stopped
 from core.load import ImageSet, LoadedModel, choose_items, load_model, open_images
-from core.outline import example_input, outline_module
+from core.measure.utility import UnitFigures, rounding_alone, summed_gradients, unit_figures
+from core.network.connections import Connections, Readings, Shifts, connections_of, readings_of
+from core.network.outline import example_input, outline_module
 from core.pipeline import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_SAMPLES,
@@ -31,7 +32,6 @@ from core.pipeline import (
     units_with_twins,
 )
 from core.records import DataSpec, Diagnosis, ModelOutline, ModelSpec
-from core.utility import UnitFigures, rounding_alone, summed_gradients, unit_figures
 
 # Torch takes a batch norm's sums over channels-last images in float32, row by row, and over
 # contiguous ones in float64. What only ranks layers may have the faster; entries of least utility
@@ -226,7 +226,7 @@ class Subject:
         return self.on_device(work)
 
     def unit_figures(self) -> dict[str, UnitFigures]:
-        """Return figures of units on the training images; see `core.utility.unit_figures`."""
+        """Return figures of units on the training images; see `core.measure.utility.unit_figures`."""
         self.watcher.phase("reading activations")
         return self.on_device(
             lambda: unit_figures(

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from core.connections import Part, Role
+from core.edit.draws import NO_DIRECTION, dash_factors, scheme_numbers
 from core.errors import PlanError
-from core.initialisers import NO_DIRECTION, dash_factors, scheme_numbers
-from core.planfile import packed, sealed
-from core.planning.subject import Subject
+from core.files.plans import packed, sealed
+from core.network.connections import Part, Role
+from core.pipeline.planning.subject import Subject
 from core.records import Companion, Entries, LayerInfo, ReinitPlan, SchemeChoice, Target, Write
 from core.records.outline import is_bias
 

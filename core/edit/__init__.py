@@ -1,0 +1,1 @@
+"""Plan -> weights: what is written, where, and what that changes at once."""

@@ -1,0 +1,1 @@
+"""Values <-> files: whole or not at all."""
