@@ -20,6 +20,21 @@ HARD_AFTER_S = 3
 NO_MEMORY = ("allocate memory", "out of memory", "not enough memory", "bad_alloc")
 
 
+def free_memory() -> int | None:
+    """Return how many bytes this machine can still give a process; None where it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as told:  # noqa: PTH123 - no file of a person's
+            for line in told:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def limit_memory(memory_mb: int, over: Callable[[], None]) -> None:
     """Let this process hold at most so much data, from now on and for good.
 

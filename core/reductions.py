@@ -113,7 +113,11 @@ def as_matrix(weight: Float[Tensor, "out *rest"]) -> Float[Tensor, "out in"]:  #
 
 
 def stable_rank(singular_values: Float[Tensor, " k"]) -> float:
-    """Return ||W||_F^2 / ||W||_2^2 from singular values (k,); 0 for an all-zero matrix."""
+    """Return ||W||_F^2 / ||W||_2^2 from singular values (k,); 0 for an all-zero matrix.
+
+    Source:
+        Rudelson & Vershynin, "Sampling from large matrices", JACM 2007.
+    """
     squared = singular_values.double() ** 2
     top = squared.max()
     return float(squared.sum() / top) if top > 0 else 0.0

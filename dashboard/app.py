@@ -1,4 +1,4 @@
-"""The server: Streamlit's own application behind the gate. `streamlit run dashboard/app.py`."""
+"""The server: Streamlit's own application behind the gate (`streamlit run dashboard/app.py`)."""
 
 from __future__ import annotations
 

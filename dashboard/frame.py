@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import LimberError
-from core.records import Diagnosis, Finding
+from core.records import Diagnosis, Finding, Pattern
 from dashboard import charts, store, words
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ TITLES: dict[Step, str] = {
     "export": "Export",
 }
 LIVE_EVERY_S = 0.5
+DEVICES = ("auto", "cpu", "cuda")
 SEVERITY_ICONS = {
     "warning": ":material/warning:",
     "notice": ":material/visibility:",
@@ -35,8 +36,8 @@ SEVERITY_ICONS = {
 }
 
 
-# Left-aligned sentences for buttons that are findings; on a phone the strips of layers get a
-# width at which a finger can hit one layer, and scroll sideways.
+# Findings are buttons whose sentences start at the left. On a phone, charts of layers scroll
+# sideways and are so wide that a finger can hit one layer.
 STYLE = """<style>
 [class*="st-key-findings"] button { justify-content: flex-start; text-align: left; }
 [class*="st-key-findings"] button > div { justify-content: flex-start; }
@@ -55,8 +56,8 @@ DARK_STYLE = """<style>
 [data-variant="pills"][aria-checked="true"], [data-variant="pills"][aria-pressed="true"],
 [role="tab"][aria-selected="true"] { color: #7CC4CB !important; }
 </style>"""
-# The shortcut of Undo would also fire while somebody types, and take back a pick instead of a
-# word. Caught before Streamlit hears of it; the browser's own undo still happens.
+# While somebody types, the shortcut of Undo would take back a pick instead of a word. So the key
+# is caught before Streamlit sees it; the browser's own undo still works.
 TYPING = """<script>
 if (!window.limberTyping) {
   window.limberTyping = true;
@@ -120,7 +121,7 @@ def heatmap_controls(key: str, diagnosis: Diagnosis) -> HeatChoice:
         "main": [info for info in layer_infos if info.name in words.MAIN_METRICS],
         "all": layer_infos,
     }.get(rows or "main", [info for info in layer_infos if info.family == rows])
-    # Rows that hold nothing for this network would be hatched from end to end.
+    # A row without a figure for this network would be hatched from end to end.
     filled = [info for info in chosen if _anywhere(diagnosis, info)]
     return HeatChoice(view or "ratio", filled or chosen, fade and view == "ratio")
 
@@ -141,20 +142,33 @@ def layers_scroll(layers: int) -> Iterator[None]:
         yield
 
 
+def device_field(device: str, *, key: str) -> str:
+    """Draw the choice of a device and return it."""
+    return st.selectbox(
+        "Device",
+        DEVICES,
+        index=DEVICES.index(device),
+        key=key,
+        width=110,
+        help=words.DEVICE_HELP,
+    )
+
+
 def file_name(path: str) -> str:
-    """Return the last part of a path: where an upload lies on the server says nothing to anyone."""
+    """Return the last part of a path; where an upload lies on the server tells a person nothing."""
     return Path(path).name
 
 
 def is_dark() -> bool:
-    """Whether the page's ground is dark."""
+    """Whether the page's background is dark."""
     return st.context.theme.type == "dark"
 
 
 def login() -> None:
-    """Let nobody on who has not logged in, where the secrets name a provider (OIDC) for that.
+    """Ask for a login, if the secrets name a provider (OIDC) for it.
 
-    The script ends here for others: no page, no list of work and no workspace is made.
+    For whoever has not logged in the script ends here: it makes no page, no list of work and no
+    workspace.
     """
     if not store.asks_login() or st.user.get("is_logged_in"):
         return
@@ -192,17 +206,17 @@ def show_notice() -> None:
 
 
 def show_troubles() -> None:
-    """Say what keeps the whole program from its work: a full disk, another server."""
+    """Say what keeps the whole program from working: a full disk, another server."""
     for text in store.troubles():
         st.warning(words.escape(text), icon=":material/warning:")
 
 
 def sidebar() -> Callable[[], None]:
-    """Draw the sidebar and return what draws its facts again once more is known."""
+    """Draw the sidebar; return a function that draws its facts again once more is known."""
     knew = store.outline_if_ready(store.current().choice)[0] is not None
     with st.sidebar:
-        place = st.empty()
-        _facts(place)
+        slot = st.empty()
+        _facts(slot)
         _plan_actions()
         _running()
         st.html(TYPING, unsafe_allow_javascript=True)
@@ -211,18 +225,18 @@ def sidebar() -> Callable[[], None]:
 
     def refresh() -> None:
         if not knew:
-            _facts(place)
+            _facts(slot)
 
     return refresh
 
 
 @store.guarded
-def _facts(place: DeltaGenerator) -> None:
+def _facts(slot: DeltaGenerator) -> None:
     space = store.current()
     choice = space.choice
     outline, data = store.outline_if_ready(choice)
     picks = space.picks
-    with place.container(gap="small"):
+    with slot.container(gap="small"):
         _fact("Model", outline.title if outline else choice.model)
         _fact("Data", data.title if data else choice.data)
         left, right = st.columns(2)
@@ -259,7 +273,7 @@ def _plan_actions() -> None:
             disabled=not space.can_undo,
             shortcut="Ctrl+Z",
             icon=":material/undo:",
-            help="Bring back the pick before the last change.",
+            help="Bring back the pick from before the last change.",
         )
         st.button(
             "Clear",
@@ -291,15 +305,15 @@ def _running() -> None:
         if not now:
             return
         st.caption("Running")
-        for place, run in enumerate(now):
+        for index, run in enumerate(now):
             progress(run)
-            stop_button(run, key=f"stop_sidebar_{place}" if place else "stop_sidebar")
+            stop_button(run, key=f"stop_sidebar_{index}" if index else "stop_sidebar")
 
     st.fragment(draw, run_every=LIVE_EVERY_S if runs else None)()
 
 
 def progress(run: store.RunView) -> None:
-    """Draw how far a run is; the same height whatever it says."""
+    """Draw how far a run is, always at the same height."""
     st.progress(
         run.fraction,
         text=words.escape(
@@ -315,6 +329,11 @@ def progress(run: store.RunView) -> None:
             )
         ),
     )
+
+
+def run_now(kind: store.RunKind, run_id: str) -> store.RunView | None:
+    """Return a run of this workspace as it is at this moment."""
+    return next((run for run in store.all_runs(kind) if run.id == run_id), None)
 
 
 def stop_button(run: store.RunView, *, key: str) -> None:
@@ -334,13 +353,13 @@ def _stop(run_id: str) -> None:
     store.stop_run(run_id)
 
 
-def findings(found: Sequence[Finding], *, key: str, disabled: bool = False) -> None:
-    """List findings as sentences; a click picks the layers one speaks of."""
+def findings(shown: Sequence[Finding], *, key: str, disabled: bool = False) -> None:
+    """List findings as sentences; a click on one picks its layers."""
     with st.container(gap=None, key=key):
-        for place, finding in enumerate(found):
+        for index, finding in enumerate(shown):
             st.button(
-                words.escape(words.finding(finding)),
-                key=f"{key}_{place}",
+                words.escape(words.finding_line(finding)),
+                key=f"{key}_{index}",
                 type="tertiary",
                 icon=SEVERITY_ICONS[finding.severity],
                 on_click=_pick_finding,
@@ -352,7 +371,7 @@ def findings(found: Sequence[Finding], *, key: str, disabled: bool = False) -> N
 
 
 def change_picks(**changes: object) -> None:
-    """Change layers or frozen layers, and say which gave way, as no layer is both."""
+    """Change picked or frozen layers, and say which gave way, because no layer can be both."""
     space = store.current()
     way: words.GaveWay = "picked"
     if "freeze" in changes:
@@ -362,15 +381,42 @@ def change_picks(**changes: object) -> None:
         store.notice("info", words.gave_way(gave_way, way))
 
 
+def set_layers(layers: Iterable[str], *, patterns: tuple[Pattern, ...] | None = None) -> bool:
+    """Pick these layers by hand, in forward order, and return whether that was done.
+
+    It is not while a rule's plan of units or weights stands. A unit's weights lie in several
+    layers, and a layer is reset in part: with a whole layer more or less it would be another plan.
+
+    Args:
+        layers: All that are to be picked.
+        patterns: How they were named; None keeps those that stand.
+    """
+    space = store.current()
+    if space.picks.plan_file is not None:
+        st.toast(
+            "The plan stays as it is: it resets parts of layers, so whole layers cannot be added "
+            "or removed. Clear it to pick layers by hand."
+        )
+        return False
+    outline, _ = store.outline_if_ready(space.choice)
+    # In forward order, so that the same pick always makes the same plan.
+    order = {layer.name: layer.index for layer in outline.layers} if outline else {}
+    kept = tuple(sorted(dict.fromkeys(layers), key=lambda name: order.get(name, len(order))))
+    if patterns is None:
+        patterns = space.picks.patterns if kept else ()
+    change_picks(layers=kept, patterns=patterns)
+    return True
+
+
 @store.act
 def _pick_finding(layers: tuple[str, ...]) -> None:
-    change_picks(layers=layers, patterns=())
-    st.toast(f"{words.count(len(layers), 'layer')} picked")
+    if set_layers(layers, patterns=()):
+        st.toast(f"{words.count(len(layers), 'layer')} picked")
 
 
 @contextmanager
-def said() -> Iterator[None]:
-    """Show what a person can put right as a sentence, and let the rest of the page be drawn."""
+def showing_errors() -> Iterator[None]:
+    """Show an error that a person can mend as a sentence, and let the page go on."""
     try:
         yield
     except LimberError as error:
@@ -378,8 +424,8 @@ def said() -> Iterator[None]:
 
 
 def outcome(run: store.RunView) -> None:
-    """Say how a run ended where it did not simply end well."""
+    """Say how a run ended, unless it ended well."""
     if run.state == "failed":
         st.error(words.escape(run.message or "The run failed."))
     elif run.state == "stopped":
-        st.info("Stopped. What was finished before is kept.")
+        st.info("Stopped. What it had finished is kept.")

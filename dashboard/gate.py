@@ -1,13 +1,13 @@
 """What stands between the port and the pages: a token beyond loopback, and headers everywhere.
 
-On loopback nobody is asked anything. Where the server can be reached from other machines, every
-request has to show that its sender was told the token: the page itself, its files, the websocket,
-uploads, pictures and figures of the server. Only `/_stcore/health` answers without, with "ok".
+On loopback the server asks for nothing. Where other machines can reach it, every request must
+show that its sender knows the token: for the page itself, its files, the websocket, uploads,
+pictures and the server's metrics. Only `/_stcore/health` answers without it, with "ok".
 
-The token comes once, in the address (`?token=`), in the form that is shown without it, or in
-an `Authorization: Bearer` header. After that a cookie of the browser session stands for it. The
-cookie is a secret of its own, drawn at every start, so that guessing at cookies says nothing of a
-token that a person thought up.
+The token is given once: in the address (`?token=`), in the form that is shown to those without it,
+or in an `Authorization: Bearer` header. After that a cookie of the browser session stands for it.
+The cookie is a separate secret, drawn at every start, so guessing cookies tells nothing about a
+token that a person made up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections import OrderedDict, deque
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -40,12 +40,12 @@ WRONG_WINDOW_S = 60.0
 KNOWN_ADDRESSES = 4096
 FORM_BYTES = 4096
 HEALTH = "/_stcore/health"
-# The hosts of the committed configuration, which no other machine can call the server by.
+# The hosts of the committed configuration. No other machine can call the server by these names.
 OWN_HOSTS = ("localhost", "127.0.0.1")
 
-# Nothing on a page comes from another host: a name that was made to load a picture from one, and
-# so to tell that host who looks, is stopped here even if a page showed it raw. Streamlit's own
-# pages need inline styles and scripts, and Plotly builds functions from text.
+# Nothing on a page comes from another host. A name can be made to load a picture from one, which
+# would tell that host who is looking; this stops it even if a page showed the name raw. Streamlit's
+# own pages need inline styles and scripts, and Plotly builds functions from text.
 CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -112,10 +112,10 @@ class TokenError(ValueError):
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether an address can be reached from this machine alone.
+    """Whether an address can be reached only from this machine.
 
     Args:
-        host: An address as one binds to it or connects to it; empty or None is every interface.
+        host: An address to bind or connect to; empty or None means every interface.
     """
     if not host:
         return False
@@ -128,7 +128,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 class WrongTries:
-    """Who gave a wrong token how often of late; bounded, the longest quiet forgotten first."""
+    """How often each address gave a wrong token lately; bounded, the quietest forgotten first."""
 
     def __init__(self) -> None:
         """Start with nobody."""
@@ -158,10 +158,10 @@ class Door:
 
     Attributes:
         token: What a person has to show.
-        told: The token came from the environment, so that it need not be printed.
+        told: The token came from the environment, so it need not be printed.
         beyond: The server can be reached from other machines.
         pass_: The value of the cookie that stands for the token.
-        tries: Wrong tokens of late.
+        tries: Recent wrong tokens.
     """
 
     token: str
@@ -191,10 +191,10 @@ _door: Door | None = None
 
 
 def open_door() -> Door:
-    """Decide from the configuration whether a token is asked for, and from then on keep to it.
+    """Decide from the configuration whether to ask for a token, and keep to it from then on.
 
     Raises:
-        TokenError: The one in the environment is too short.
+        TokenError: The token in the environment is too short.
     """
     global _door  # noqa: PLW0603 - one server a process, and its pages ask after its door
     given = os.environ.get(TOKEN_VARIABLE, "")
@@ -205,7 +205,7 @@ def open_door() -> Door:
             "it to have one drawn."
         )
     if beyond and tuple(config.get_option("server.allowedHosts")) == OWN_HOSTS:
-        # They keep foreign pages from a server that asks nobody anything. Here the cookie does
+        # They keep foreign pages away from a server that asks for nothing. Here the cookie does
         # that, and other machines call this one by other names.
         config.set_option("server.allowedHosts", [])
     _door = Door(token=given or secrets.token_urlsafe(24), told=bool(given), beyond=beyond)
@@ -217,6 +217,32 @@ def beyond() -> bool:
     if _door is not None:
         return _door.beyond
     return not is_loopback(config.get_option("server.address"))
+
+
+def _from_elsewhere(scope: Scope) -> bool:
+    """Whether a page of another port of this host asks for a websocket.
+
+    A browser sends the cookie to all ports of a host. Other hosts are Streamlit's own affair.
+    """
+    headers = Headers(scope=scope)
+    origin, host = headers.get("origin", ""), headers.get("host", "")
+    if scope["type"] != "websocket" or not origin:
+        return False
+    try:
+        asking, asked = urlsplit(origin), urlsplit(f"//{host}")
+        usual = {"http": 80, "https": 443}.get(asking.scheme)
+        # A proxy may leave the port out; then there is nothing to compare.
+        return asked.port is not None and (asking.port or usual) != asked.port
+    except ValueError:
+        return True
+
+
+def is_closed() -> bool:
+    """Whether other machines reach this server and nothing stands in front of its pages.
+
+    That is so where the script of the pages is started by itself instead of the application.
+    """
+    return _door is None and beyond()
 
 
 class Gate:
@@ -232,7 +258,7 @@ class Gate:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        if self._asks(scope) and not self._shown(scope):
+        if self._asks(scope) and (not self._shown(scope) or _from_elsewhere(scope)):
             await self._ask(scope, receive, send)
             return
         await self._app(scope, receive, _with_headers(send) if scope["type"] == "http" else send)
@@ -240,7 +266,7 @@ class Gate:
     def _asks(self, scope: Scope) -> bool:
         server = scope.get("server") or (None, None)
         if not is_loopback(server[0]):
-            # A server started in another way than the configuration knows of.
+            # The server was started in a way that the configuration does not know of.
             self._door.beyond = True
         return self._door.beyond and scope["path"] != _based(HEALTH)
 
@@ -296,12 +322,12 @@ def _based(path: str) -> str:
 
 
 def _cookie_name(scope: Scope) -> str:
-    # Cookies know no ports: two servers of one machine must not take each other's away.
+    # Cookies ignore ports: two servers on one machine must not overwrite each other's.
     return f"limber-{(scope.get('server') or (None, 0))[1]}"
 
 
 def _cookies(text: str) -> dict[str, str]:
-    pairs = (each.strip().partition("=") for each in text.split(";"))
+    pairs = (pair.strip().partition("=") for pair in text.split(";"))
     return {name: value for name, _, value in pairs}
 
 
@@ -321,12 +347,12 @@ async def _form_token(receive: Receive) -> str | None:
 
 
 def _onward(scope: Scope, query: dict[str, str], pass_: str) -> Response:
-    # Relative, so that it holds behind a proxy that serves this below a path of its own, and can
-    # never lead to another host.
+    # Relative, so that it works behind a proxy that serves this below a path, and can never lead to
+    # another host.
     last = scope["path"].rpartition("/")[2]
-    place = f"./{quote(last)}" + (f"?{urlencode(query)}" if query else "")
-    answer = Response(status_code=303, headers={"location": place, **FORM_HEADERS})
-    # Without an age: it ends with the browser.
+    location = f"./{quote(last)}" + (f"?{urlencode(query)}" if query else "")
+    answer = Response(status_code=303, headers={"location": location, **FORM_HEADERS})
+    # Without a maximum age: it ends with the browser session.
     answer.set_cookie(
         _cookie_name(scope),
         pass_,

@@ -1,4 +1,4 @@
-"""Page setup, navigation, and the frame that is the same on every page: the script itself."""
+"""The script itself: page setup, navigation, and the frame that every page shares."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from dashboard import frame, store  # noqa: E402 - needs the path above
+from dashboard import frame, gate, store  # noqa: E402 - needs the path above
 
 st.set_page_config(
     page_title="Limber",
     page_icon=str(ROOT / "assets" / "icon.png"),
     layout="wide",
-    # The sidebar says what is chosen and what runs; on a phone it opens on a tap.
+    # The sidebar says what is chosen and what runs; on a phone a tap opens it.
     initial_sidebar_state="auto",
 )
+if gate.is_closed():
+    st.error(
+        "Other machines can reach this server, and nothing asks them for a token. Start it with "
+        "`streamlit run dashboard/app.py`."
+    )
+    st.stop()
 st.logo(str(ROOT / "assets" / "icon.png"), size="large")
 frame.login()
 store.open_session()
@@ -39,5 +45,5 @@ refresh = frame.sidebar()
 frame.show_troubles()
 frame.show_notice()
 store.guarded(page.run)()
-# The page may have loaded what the sidebar could only name before.
+# By now the page may have loaded what the sidebar could only name.
 refresh()

@@ -9,13 +9,13 @@ import pandas as pd
 import streamlit as st
 
 import core
+from core.catalogue.rules import RuleInfo, RuleOption
 from core.errors import LimberError
-from core.plan import RuleInfo
 from core.records import ModelOutline, PlanPreview
 from dashboard import frame, store, words
 
 PLAN_RUN = "plan_run"
-# Once used the box stays open: another value would make it another box, which begins anew.
+# Once used, the box stays open: with another value Streamlit would make a new, closed one.
 RULES_OPEN = "rules_open"
 PREVIEW_PX = 300
 
@@ -41,38 +41,36 @@ def _form(space: store.Workspace) -> None:
             key="rule",
             width=420,
             help=words.RULE_HELP,
-            format_func=lambda each: f"{infos[each].title} ({each})",
+            format_func=lambda rule: f"{infos[rule].title} ({rule})",
         )
         info = infos[name]
         options = {
-            key: value
-            for key in info.options
-            if (value := _field(info, key)) is not None and value != ""
+            option.name: _field(info, option) for option in info.takes if not option.instead_of
         }
     fitting = [
-        each.name
-        for each in schemes.values()
-        if info.granularity == "any" or info.granularity in each.granularities
+        scheme.name
+        for scheme in schemes.values()
+        if info.granularity == "any" or info.granularity in scheme.granularities
     ]
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        scheme = st.selectbox(
+        scheme_name = st.selectbox(
             "New values",
             fitting,
             index=fitting.index(info.scheme),
             key=f"rule_scheme_{name}",
             width=330,
             help=words.SCHEME_HELP,
-            format_func=lambda each: schemes[each].title,
+            format_func=lambda scheme: schemes[scheme].title,
         )
         seed = st.number_input("Seed", 0, 2**31 - 1, 0, 1, key="rule_seed", width=120)
         if st.button("Make the plan", key="rule_start", type="primary"):
-            with frame.said():
-                st.session_state[PLAN_RUN] = store.start_plan(name, options, scheme, int(seed))
+            with frame.showing_errors():
+                st.session_state[PLAN_RUN] = store.start_plan(name, options, scheme_name, int(seed))
                 st.session_state[RULES_OPEN] = True
                 st.rerun()
     st.caption(words.escape(f"{info.description} Source: {info.source}."))
     if info.needs == "a diagnosis" and not _measured(space):
-        st.caption("It looks at figures of the network, which are measured first: a minute or so.")
+        st.caption("This rule needs a measurement. It is made first and takes about a minute.")
 
 
 def _measured(space: store.Workspace) -> bool:
@@ -80,34 +78,32 @@ def _measured(space: store.Workspace) -> bool:
     return stored is not None and not store.is_stale(stored.diagnosis, space.choice)
 
 
-def _field(info: RuleInfo, key: str) -> object:
-    label, default = words.RULE_FIELDS[key], info.options[key]
-    place = f"rule_{info.name}_{key}"
-    if key == "metric":
-        metrics = [each.name for each in store.metric_infos()]
-        titles = {each.name: each.title for each in store.metric_infos()}
+def _field(info: RuleInfo, option: RuleOption) -> float | str:
+    """Draw the field of a rule's option and return what it holds."""
+    place = f"rule_{info.name}_{option.name}"
+    if option.kind == "metric":
+        titles = {metric.name: metric.title for metric in store.metric_infos()}
         return st.selectbox(
-            label, metrics, key=place, width=260, format_func=lambda each: titles[each]
+            option.label, list(titles), key=place, width=260, format_func=titles.__getitem__
         )
-    if key in info.choices:
+    if option.kind == "word":
         return st.selectbox(
-            label,
-            info.choices[key],
+            option.label,
+            list(option.choices),
             key=place,
             width=200,
-            format_func=lambda each: words.RULE_WORDS[each],
+            format_func=option.choices.__getitem__,
         )
-    if key == "blocks":
-        return st.number_input(label, 1, 1000, 1, 1, key=place, width=110)
-    if key == "percent":
-        # SWR takes a share or a limit; the page offers the share.
-        return st.number_input(
-            label, 0.0, 100.0, float(default or 0), 1.0, key=place, width=120, format="%g"
-        )
-    if info.name == "swr":
-        return None
-    start = 0.5 if default is None else float(default)
-    return st.number_input(label, value=start, step=0.025, key=place, width=120, format="%g")
+    if option.kind == "whole":
+        least, most = int(option.low or 0), int(min(option.high or 1000, 1000))
+        first = int(option.default or least)
+        return st.number_input(option.label, least, most, first, 1, key=place, width=110)
+    start = 0.5 if option.default is None else float(option.default)
+    # Shares in percent go by whole steps, limits by fine ones.
+    step = 1.0 if option.high == 100 else 0.025
+    return st.number_input(
+        option.label, option.low, option.high, start, step, key=place, width=120, format="%g"
+    )
 
 
 def _live(run: store.RunView) -> None:
@@ -123,9 +119,8 @@ def _live(run: store.RunView) -> None:
 
 
 def _taken() -> None:
-    """Make the plan of a run that has just ended the present one."""
-    wanted = st.session_state.get(PLAN_RUN)
-    run = next((each for each in store.all_runs("plan") if each.id == wanted), None)
+    """Take over the plan of a run that has just ended."""
+    run = frame.run_now("plan", st.session_state.get(PLAN_RUN, ""))
     if run is None:
         return
     if run.state != "done":
@@ -151,31 +146,31 @@ def ahead(outline: ModelOutline) -> None:
         return
     text = core.plan_json(plan)
     runs = store.all_runs("preview")
-    run = next((each for each in runs if each.facts.get("plan_json") == text), None)
+    run = next((run for run in runs if run.facts.get("plan_json") == text), None)
     if run is not None and run.live:
         _live_preview(run)
         return
-    found = store.preview_of(run) if run is not None else None
-    if run is not None and found is None:
+    preview = store.preview_of(run) if run is not None else None
+    if run is not None and preview is None:
         frame.outcome(run)
-    if found is None:
+    if preview is None:
         st.markdown(
-            "Runs the network with and without the plan on a few images: how much the weights, the "
-            "activations and the answers change, and whether the edit does too much or nothing. "
-            "It takes seconds."
+            "Runs the network with and without the plan on a few images. You see how much the "
+            "weights, the activations and the outputs change, and whether the edit does too "
+            "much or nothing. It takes seconds."
         )
         if st.button("Look ahead", key="preview_start"):
-            with frame.said():
+            with frame.showing_errors():
                 store.start_preview(plan)
                 st.rerun()
         return
-    _preview(found)
+    _preview(preview)
 
 
 def _live_preview(run: store.RunView) -> None:
     @store.guarded
     def draw() -> None:
-        now = next((each for each in store.all_runs("preview") if each.id == run.id), None)
+        now = frame.run_now("preview", run.id)
         if now is None or not now.live:
             st.rerun()
         frame.progress(now)
@@ -184,19 +179,19 @@ def _live_preview(run: store.RunView) -> None:
     st.fragment(draw, run_every=frame.LIVE_EVERY_S)()
 
 
-def _preview(found: PlanPreview) -> None:
+def _preview(preview: PlanPreview) -> None:
     with st.container(horizontal=True):
-        st.metric("Divergence of the answers", words.nats(found.output_kl), help=words.KL_HELP)
-        st.metric("Same answer", words.share(found.agreement), help=words.AGREEMENT_HELP)
+        st.metric("Divergence of the outputs", words.nats(preview.output_kl), help=words.KL_HELP)
+        st.metric("Same prediction", words.share(preview.agreement), help=words.AGREEMENT_HELP)
         st.metric(
             "Accuracy before and after",
-            f"{words.share(found.accuracy_before)}, {words.share(found.accuracy_after)}",
+            f"{words.share(preview.accuracy_before)}, {words.share(preview.accuracy_after)}",
             help=words.HEAD_HELP,
         )
-        st.metric("Weights touched", words.short(found.parameters_touched))
-    for warning in found.warnings:
+        st.metric("Weights touched", words.short(preview.parameters_touched))
+    for warning in preview.warnings:
         st.warning(words.escape(warning))
-    rows = [layer for layer in found.layers if layer.reset]
+    rows = [layer for layer in preview.layers if layer.reset]
     st.dataframe(
         pd.DataFrame(
             {
@@ -212,12 +207,13 @@ def _preview(found: PlanPreview) -> None:
         ),
         hide_index=True,
         key="preview_table",
+        placeholder=words.NO_VALUE,
         height=min(PREVIEW_PX, 38 + 35 * len(rows)),
         column_config={
             "Layer": st.column_config.TextColumn(pinned=True, width="medium"),
             "Relative change": st.column_config.NumberColumn(format="%.3g", help=words.CHANGE_HELP),
             "Mean |h| before": st.column_config.NumberColumn(
-                format="%.3g", help="Mean size of the activations behind the layer."
+                format="%.3g", help="Mean size of the activations after the layer."
             ),
             "Mean |h| after": st.column_config.NumberColumn(format="%.3g"),
             "Saturated before": st.column_config.NumberColumn(
@@ -227,14 +223,16 @@ def _preview(found: PlanPreview) -> None:
         },
         alt="What the plan changes in each layer",
     )
-    place = f"On {found.samples} images of {found.data_title}, {found.device}, {found.dtype}."
-    st.caption(words.escape(" ".join((place, *found.notes))))
+    measured_on = (
+        f"On {preview.samples} images of {preview.data_title}, {preview.device}, {preview.dtype}."
+    )
+    st.caption(words.escape(" ".join((measured_on, *preview.notes))))
 
 
-def _side(pairs: Sequence[tuple[float, float] | None], place: int) -> list[float]:
-    return _column([None if pair is None else pair[place] for pair in pairs])
+def _side(pairs: Sequence[tuple[float, float] | None], side: int) -> list[float]:
+    return _column([None if pair is None else pair[side] for pair in pairs])
 
 
 def _column(values: Sequence[float | None]) -> list[float]:
-    # Of numbers alone, so that a missing one leaves its cell empty instead of saying None.
+    # Only numbers: a None would turn the column into objects, which do not sort as numbers.
     return [math.nan if value is None else value for value in values]

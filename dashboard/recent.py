@@ -11,7 +11,7 @@ from dashboard import store, words
 
 SHOWN = 8
 MORE = "earlier_more"
-# A line that wraps on a phone would be centred, as a button's is.
+# A line that wraps on a phone would be centred, as the text of any button is.
 STYLE = """<style>
 .st-key-earlier_list button { justify-content: flex-start; text-align: left; }
 .st-key-earlier_list button > div { justify-content: flex-start; }
@@ -19,19 +19,21 @@ STYLE = """<style>
 
 
 def earlier(space: store.Workspace) -> None:
-    """List what was done on this server before; a click opens it, the address then names it."""
-    found = store.recent_work(without=space.id)
+    """List earlier work on this server; a click opens it and puts its id into the address."""
+    works = store.recent_work(without=space.id)
     used = bool(space.name) or space.choice != store.Choice() or bool(store.all_runs())
-    title = f"Earlier work ({len(found):,})" if found else "Earlier work"
-    # Open for somebody who has just come and may look for it, else out of the way.
+    title = f"Earlier work ({len(works):,})" if works else "Earlier work"
+    # Open for somebody who has just come and may look for it, closed for everybody else.
     with st.expander(
-        words.escape(title), expanded=bool(found) and not used, icon=":material/history:"
+        words.escape(title), expanded=bool(works) and not used, icon=":material/history:"
     ):
         _present(space, used=used)
-        if not found:
-            st.caption("There is none on this machine yet. What you do is kept by itself.")
+        if not works:
+            st.caption(
+                "There is none on this machine yet. Everything you do is saved automatically."
+            )
             return
-        shown = found if st.session_state.get(MORE) else found[:SHOWN]
+        shown = works if st.session_state.get(MORE) else works[:SHOWN]
         titles = _titles()
         st.html(STYLE)
         with st.container(gap=None, key="earlier_list"):
@@ -45,9 +47,9 @@ def earlier(space: store.Workspace) -> None:
                     on_click=_open,
                     args=(work.id,),
                 )
-        if len(shown) < len(found):
+        if len(shown) < len(works):
             st.button(
-                f"Show {words.count(len(found) - len(shown), 'more', 'more')}",
+                f"Show {words.count(len(works) - len(shown), 'more', 'more')}",
                 key="earlier_show_more",
                 on_click=_show_more,
             )

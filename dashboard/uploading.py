@@ -1,4 +1,4 @@
-"""A field for a file, whose file is tried before it counts and gone where it is refused."""
+"""A field for uploads: a file is tried before it is accepted, and removed if it is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kind = Literal["data", "checkpoint"]
 def field(
     kind: Kind, label: str, *, endings: Sequence[str], help_text: str | None = None
 ) -> UploadedFile | None:
-    """Draw the field; below it stands why the last file was refused, until another is given."""
+    """Draw the field, and below it why the last file was refused, until another is given."""
     turn = st.session_state.setdefault(f"{kind}_turn", 0)
     file = st.file_uploader(
         label,
@@ -41,7 +41,7 @@ def take(
     """Store the file and try it; then empty the field, whose copy would stay in memory.
 
     Args:
-        space: Whose it is.
+        space: The workspace that gets it.
         kind: What it is for.
         file: What the field holds.
         attempt: Makes the path the choice and returns None, or returns why not.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from core.errors import LimberError
+from core.catalogue.rules import rule_option_names
+from core.errors import LimberError, Remedy
 from core.records import (
     ArmDifference,
     DiagnosisHeader,
@@ -24,22 +25,22 @@ from core.records.outline import stored_number
 from core.text import json_text, printable
 
 if TYPE_CHECKING:
+    from core.catalogue.checks import Check
     from core.catalogue.metrics import MetricInfo
-    from core.judge import JudgeRule
 
 NO_VALUE = "\N{EN DASH}"
 
-# What comes from names of files, classes, layers and plans goes through here or `escape`.
+# Names of files, classes, layers and plans pass through this or `escape` before they are shown.
 clean = printable
 # JSON or Python for a block of code; line breaks stay.
 code = json_text
-# How addresses, mail addresses and Streamlit's icons begin, as they stand in escaped markdown.
+# How web addresses, mail addresses and Streamlit's icons begin in escaped markdown.
 BEGINNINGS = re.compile(r"\\:(?=//|material|streamlit)|www(?=\.)|@", re.IGNORECASE)
 APART = "\u2060"
 
 NO_DOWNLOAD = "Ready, no download"
 
-OPENING = "Opening it in a process of its own, within limits"
+OPENING = "Opening it in a separate process, within limits"
 
 FAMILIES = {
     "gradient": "Gradients",
@@ -48,7 +49,7 @@ FAMILIES = {
     "transfer": "Transfer",
 }
 
-# The rows a person sees first: the three families, the least of each that says something.
+# The rows that a person sees first: the fewest of each family that still say something.
 MAIN_METRICS = (
     "grad_l2",
     "relative_grad_norm",
@@ -67,15 +68,15 @@ VIEWS: dict[Literal["value", "twin", "ratio"], str] = {
     "ratio": "Ratio to twin",
 }
 
-# In the colours of ratios, a share below this counts as this.
+# For the colour of a ratio, a share below this counts as this.
 LEAST_SHARE = 0.01
 
 VIEW_HELP = (
     "**Value**: what was measured. **Fresh twin**: the same architecture with its own random "
-    "initialisation, on the same images. **Ratio**: value over twin; 1 means no different from "
-    "a network that has learnt nothing yet. Colours of ratios take shares below 1 % for 1 %. A "
-    "dot: measured, but there is no ratio, mostly because the fresh twin's value is 0; the tooltip "
-    "says why."
+    "initialisation, on the same images. **Ratio**: value over twin; 1 means no different from a "
+    "network that has learnt nothing yet. For its colour, a share below 1 % counts as 1 %. A "
+    "dot marks a figure that has no ratio, mostly because the fresh twin's value is 0; the "
+    "tooltip says why."
 )
 
 # The mark of a cell whose twin is 0, in the heatmap's legend.
@@ -83,8 +84,8 @@ NO_RATIO = "no ratio: the fresh twin is 0"
 NO_RATIO_MORE = "no ratio: the fresh twin is 0, has none, or differs in sign"
 
 NO_RATIO_HELP = (
-    "Figures that the layer has and whose ratio it lacks: the fresh twin's is 0. Zero-initialised "
-    "norms do that, which close a residual branch until training opens it."
+    "Figures of the layer that have no ratio, because the fresh twin's value is 0. "
+    "Zero-initialised norms cause this: they close a residual branch until training opens it."
 )
 
 RATIO_WORDS: dict[str, str] = {
@@ -96,25 +97,23 @@ RATIO_WORDS: dict[str, str] = {
 }
 
 FADE_HELP = (
-    "Cells are faded where the 95 % interval of the ratio, from the spread between batches, "
-    "contains 1: so few images cannot tell the layer from a fresh one. More images, or smaller "
-    "batches of as many, narrow the interval."
+    "A cell is faded where the 95 % interval of its ratio contains 1: with so few images the "
+    "layer cannot be told from the fresh twin's. The interval comes from the spread between "
+    "batches. More images narrow it, and so do smaller batches of the same images."
 )
 
 DTYPE_HELP = (
-    "float32 is exact. bfloat16 and float16 run the passes under autocast, as many train: "
-    "figures then are those of the rounded network. Gradients of float16 are scaled up on the way "
-    "and down again before they are read."
+    "float32 is exact. bfloat16 and float16 run the passes under autocast, as many people train: "
+    "the figures are then those of the rounded network. float16 gradients are scaled up on the "
+    "way and scaled back before they are read."
 )
 
 TRANSFER_HELP = (
-    "One more forward pass keeps each layer's features, averaged over positions, of up to 512 "
-    "images: accuracy of a linear probe, LogME, and CKA against the fresh twin."
+    "One more forward pass keeps each layer's features, averaged over positions, for up to 512 "
+    "images. It gives the accuracy of a linear probe, LogME, and CKA against the fresh twin."
 )
 
-PRESET_HELP = "Whose rules and limits make the findings. Nothing is measured again."
-
-KINDS = {"conv": "Convolutions", "linear": "Linear", "norm": "Norms", "other": "Other"}
+PRESET_HELP = "Which checks and limits make the findings. Nothing is measured again."
 
 RUN_TITLES = {
     "measure": "Measuring",
@@ -124,53 +123,35 @@ RUN_TITLES = {
     "preview": "Looking ahead",
 }
 COMPANION_HELP = (
-    "The bit masks that say which single weights or units are meant. Keep it beside plan.json: "
-    "the two name each other by SHA-256."
+    "Bit masks of the single weights or units that the plan resets. Keep this file next to "
+    "plan.json: each names the other by its SHA-256."
 )
 SCRIPT_HELP = (
-    "Loads the edited weights, freezes what the plan freezes and checks every bit. Needs torch and "
-    "safetensors alone; put it beside plan.json and reinit.safetensors."
+    "Loads the edited weights, freezes what the plan freezes and checks every bit. It needs only "
+    "torch and safetensors. Put it next to plan.json and reinit.safetensors."
 )
 RULE_HELP = (
     "A published way to choose what is reset. It looks at the weights, at your images, or at the "
-    "last measurement, and gives you a plan to look at before anything is changed."
+    "last measurement, and makes a plan that you can look at before anything changes."
 )
 KL_HELP = (
-    "Mean divergence KL(before || after) of the network's answers, in nats (with the natural "
-    "logarithm; 1 nat is 1.44 bits), with the untouched head: 0 is no change, far below 0.01 is "
-    "nearly a no-op, above 1 the answers are others. Use a gentler scheme or a smaller share where "
-    "it is larger than you want."
+    "Mean divergence KL(before || after) of the network's outputs, in nats (natural "
+    "logarithm; 1 nat is 1.44 bits), with the head as it was. 0 is no change, far below 0.01 is "
+    "nearly a no-op, above 1 most predictions have changed. If it is larger than you want, use a "
+    "gentler scheme or a smaller share."
 )
 AGREEMENT_HELP = (
-    "Share of the images that get the same answer with and without the plan, with the untouched "
-    "head and each batch's own statistics."
+    "Share of the images with the same prediction with and without the plan. The head is as it "
+    "was, and each batch uses its own statistics."
 )
 HEAD_HELP = (
-    "With the untouched head. A new head knows nothing yet, so that both are near chance: the "
-    "divergence then says more."
+    "With the head as it was. A new head knows nothing yet, so both accuracies are near chance; "
+    "the divergence then says more."
 )
 CHANGE_HELP = (
-    "Size of the difference over the size before, ||dW|| / ||W||, over the layer's parameters: "
-    "1.4 is a fresh draw of the same size, 10 drowns what was there."
+    "Size of the difference divided by the size before, ||dW|| / ||W||, over the layer's "
+    "parameters: 1.4 is a fresh draw of the same size, 10 drowns what was there."
 )
-RULE_FIELDS = {
-    "percent": "Share (%)",
-    "threshold": "Limit",
-    "blocks": "Blocks",
-    "metric": "Figure",
-    "side": "Which side",
-    "of": "Of",
-    "utility": "Utility",
-}
-RULE_WORDS = {
-    "above": "above the limit",
-    "below": "below the limit",
-    "value": "the value",
-    "ratio": "the ratio to the fresh twin",
-    "gradient": "|weight x gradient|",
-    "magnitude": "|weight|",
-    "random": "drawn at random",
-}
 
 RUN_STATES = {
     "queued": "waiting",
@@ -184,37 +165,39 @@ RUN_STATES = {
 DEVICE_HELP = "auto takes a GPU when there is one."
 
 SAMPLES_HELP = (
-    "How many training images are looked at, drawn with the seed and balanced over the classes. "
-    "More give steadier figures and take longer in proportion."
+    "How many training images to measure. They are drawn with the seed and balanced over the "
+    "classes. More images give steadier figures and take proportionally longer."
 )
 
 BATCH_HELP = (
-    "Images in one pass. Intervals come from the spread between batches, so a smaller batch, of "
-    "which there are more, makes them steadier; a larger one needs more memory."
+    "Images in one pass. Empty: 32, or fewer so that there are four batches. Intervals come from "
+    "the spread between batches: with one batch there are none, smaller batches are more numerous "
+    "and make them steadier, larger ones need more memory."
 )
 
 SIZE_HELP = (
-    "Side of the square the network sees, in pixels. Smaller is faster in proportion to the "
-    "area; the first number is chosen to keep a run on a CPU short."
+    "Side of the square that the network sees, in pixels. Time grows with the area; the default "
+    "keeps a run on a CPU short."
 )
 
-SEED_HELP = "Which images are drawn, and the values of the new head and of the fresh twin."
+SEED_HELP = "Decides which images are drawn, and the values of the new head and of the fresh twin."
 
 SEEDS_HELP = (
-    "One run of every arm for each. A seed fixes the new head and the order of batches, the "
-    "same for all arms, so that they can be compared in pairs. Three or more give an interval."
+    "Every arm runs once for each seed. A seed fixes the new head and the order of the batches, "
+    "the same for all arms, so that they can be compared in pairs. Three or more give an "
+    "interval."
 )
 
 LR_HELP = (
     "Highest learning rate. A baseline that learns slowly makes any disturbance look like a "
-    "speed-up: compare at a rate at which the untouched network learns well. The new head learns "
-    "at 0.001 at least."
+    "speed-up, so compare at a rate at which the untouched network learns well. The new head "
+    "learns at 0.001 or more."
 )
 
 
-def finding(found: Finding) -> str:
-    """Return a finding with the first of its layers by name."""
-    return f"{found.sentence}{_first_layers(found.layers)}"
+def finding_line(finding: Finding) -> str:
+    """Return a finding's sentence with the names of its first layers."""
+    return f"{finding.sentence}{_first_layers(finding.layers)}"
 
 
 def _first_layers(layers: Sequence[str]) -> str:
@@ -227,30 +210,31 @@ def not_there(reason: str) -> str:
     return reason if reason.startswith("not measured") else f"not applicable: {reason}"
 
 
-CONTROL_HELP = (
-    "Also resets as much drawn at random: as many weights or units of the same layers, or as many "
-    "layers of the same kinds and near in size. If that does as well as your plan, your plan was "
-    "not the reason."
+RANDOM_CONTROL_HELP = (
+    "Also resets as much, drawn at random: as many weights or units in the same layers, or as "
+    "many layers of the same kinds and of similar size. If that does as well as your plan, your "
+    "plan was not the reason."
 )
 
-EVAL_HELP = "Steps between two looks at the validation images."
+EVAL_HELP = "Steps between two evaluations on the validation images."
 
 SCHEME_HELP = "Where the new values of the picked layers come from."
 
 PLAN_NAME_HELP = "The name of this plan's arm in curves and files."
 
 GLOB_HELP = (
-    "Names take `*` and `?`: `blocks.5*` is all of that stage, `*.conv_pw` every pointwise "
-    "convolution. Switch to regular expressions, or to types such as `Conv2d`."
+    "Names may contain `*` and `?`: `blocks.5*` matches that whole stage, `*.conv_pw` every "
+    "pointwise convolution. You can also switch to regular expressions, or to types such as "
+    "`Conv2d`."
 )
 
 FREEZE_HELP = (
-    "Frozen layers keep their values during fine-tuning. A layer is reset or frozen, not both: it "
-    "would stay random."
+    "Frozen layers keep their values during fine-tuning. A layer is reset or frozen, never both: "
+    "it would stay random."
 )
 
 BAND_NOTE = (
-    "Lines are means over seeds, bands reach from the lowest to the highest seed; loss is "
+    "Lines are means over seeds; bands reach from the lowest to the highest seed. Loss is "
     "smoothed over a few steps."
 )
 
@@ -261,49 +245,78 @@ DIFFERENCES = {
 }
 
 DIFFERENCE_HELP = {
-    "final_val_accuracy": "Arm minus control at the last evaluation, paired by seed, in "
-    "percentage points, with its 95 % interval.",
-    "mean_val_accuracy": "Arm minus control, mean over all evaluations: faster learning shows "
-    "here. In percentage points, with its 95 % interval.",
-    "loss_gain": "Control's training loss minus the arm's, mean over steps, in nats (cross-entropy "
-    "with the natural logarithm): positive is better. With its 95 % interval.",
+    "final_val_accuracy": "This arm minus the untouched one at the last evaluation, paired by "
+    "seed. In percentage points, with its 95 % interval.",
+    "mean_val_accuracy": "This arm minus the untouched one, mean over all evaluations: faster "
+    "learning shows here. In percentage points, with its 95 % interval.",
+    "loss_gain": "Training loss of the untouched arm minus this arm's, mean over steps: positive "
+    "is better. In nats (cross-entropy with the natural logarithm), with its 95 % interval.",
 }
 
-PAGE_WAYS = {
-    "Give --data or --diagnosis": "Measure the network first",
-    "Give --diagnosis or --data": "Measure the network first",
-    "make the plan with --data or --diagnosis, which stores its factors": "take it with a rule",
-    "give the file with --checkpoint": "give the file under Your checkpoint",
-    "use --weights none": "switch on Random weights",
-    "give more with --memory-mb": "start Limber with a higher LIMBER_INSPECT_MB",
-    "If it is sound, give more with --seconds": "Give a smaller file, or a path to part of it",
-    "Use --device auto or cpu": "Take auto or cpu as the device",
-    "with python -m core list models": "in the search field",
-    "See python -m core list models": "See the search field",
-    "Then start again, or choose another place with --out.": "Then start again.",
-    " Choose another place with --out.": "",
+# What the pages say can be done about an error, with their own labels in quotes. `{field}` is the
+# label of a rule's option.
+WAYS: Mapping[Remedy, str] = {
+    Remedy.GIVE_IMAGES: 'Measure the network first, on the page "Measure".',
+    Remedy.PLAN_WITH_IMAGES: (
+        'Take it under "Choose by a published rule" and press "Make the plan": that looks at your '
+        "images."
+    ),
+    Remedy.CONNECT: (
+        'Connect once, give the file under "Your checkpoint", switch on "Random weights", or take '
+        'a network under "Embedded".'
+    ),
+    Remedy.OTHER_WEIGHTS: (
+        'Switch on "Random weights", choose another "Name", or give the file under '
+        '"Your checkpoint".'
+    ),
+    Remedy.OTHER_PLACE: "Start Limber with another folder in LIMBER_HOME.",
+    Remedy.START_AGAIN: "Then start again.",
+    Remedy.OTHER_DEVICE: 'Take auto or cpu as the "Device".',
+    Remedy.MORE_MEMORY: "If it is sound, start Limber with a higher LIMBER_INSPECT_MB.",
+    Remedy.MORE_TIME: "Give a smaller file, or a path to part of it.",
+    Remedy.LIST_MODELS: 'Search for it under "timm, torchvision", in the field "Name".',
+    Remedy.LIST_DATA_SETS: 'Take a set under "Embedded", or give a path under "Folder, zip".',
+    Remedy.LIST_METRICS: 'Choose another in the field "Figure".',
+    Remedy.LIST_RULES: 'Choose one in the field "Rule".',
+    Remedy.LIST_SCHEMES: 'Choose one in the field "Scheme".',
+    Remedy.LIST_LAYERS: 'See the names in the table under "Pick by hand".',
+    Remedy.LAYERS_OR_UNITS: (
+        'Pick whole layers under "Pick by hand", or units by a rule under "Choose by a published '
+        'rule".'
+    ),
+    Remedy.GIVE_OPTION: 'Fill in the field "{field}".',
+    Remedy.OTHER_OPTION: 'Change the field "{field}".',
+    Remedy.NO_OPTION: 'Choose another rule in the field "Rule".',
+    Remedy.FOLDER_OF_SET: 'Fill in "Folder that holds it" under "torchvision".',
 }
 
 SYNTAXES = {"glob": "Names with *", "regex": "Regular expression", "type": "Layer type"}
 
 
 def sentence(error: LimberError) -> str:
-    """Return an error's sentence with the page's own ways out in place of the command line's."""
-    text = str(error)
-    for option, place in PAGE_WAYS.items():
-        text = text.replace(option, place)
-    return text
+    """Return what happened and what to do about it on these pages."""
+    if error.remedy is None:
+        return error.fact
+    option = error.values.get("option")
+    known = rule_option_names()
+    label = known[option].label if option in known else option
+    fields = {} if option is None else {"field": label}
+    try:
+        return f"{error.fact} {WAYS[error.remedy].format(**fields)}"
+    except KeyError:
+        # A worker of another version told it, and left out the option.
+        return error.fact
 
 
 def escape(text: str) -> str:
     """Return the text so that markdown shows it as it is: no links, no images, no emphasis.
 
-    Addresses and icons are made out of text once markdown is through with it, where no backslash
-    helps. So the letters that begin one are held apart by one that takes no room.
+    Streamlit makes links and icons out of the text after the markdown is parsed, where no
+    backslash helps. So a character without width splits the letters that begin one.
     """
     escaped = re.sub(r"([\\`*_{}\[\]()<>#+!|~$:^=&-])", r"\\\1", clean(text.replace("\n", " ")))
     escaped = re.sub(r"^(\s*\d+)([.)])", r"\1\\\2", escaped)
-    return BEGINNINGS.sub(lambda found: f"{found[0]}{APART}", escaped)
+    return BEGINNINGS.sub(lambda beginning: f"{beginning[0]}{APART}", escaped)
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:
@@ -312,7 +325,7 @@ def count(number: int, singular: str, plural: str | None = None) -> str:
 
 
 def short(number: float) -> str:
-    """Return a count in three digits or so: 512, 31 k, 4.65 M."""
+    """Return a count with about three digits: 512, 31 k, 4.65 M."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.3g} {letter}"
@@ -320,12 +333,12 @@ def short(number: float) -> str:
 
 
 def estimate(seconds: float) -> str:
-    """Return a time to expect, and what the guess rests on."""
+    """Return how long a run will take, and what the guess is based on."""
     return f"About {duration(seconds)}, judging by the last run of this network here."
 
 
 def percent(fraction: float) -> str:
-    """Return a share in percent, without pretending to more digits than help."""
+    """Return a share in percent, with no more digits than help."""
     if math.isnan(fraction):
         return NO_VALUE
     if 0 < fraction < 0.001:
@@ -373,16 +386,16 @@ def metric_help(info: MetricInfo) -> str:
     return "\n\n".join(parts)
 
 
-def beside_twin(ratio: Ratio, twin: float | None) -> str:
-    """Return how a value stands to its twin's, in words; nothing where there is no value.
+def against_twin(ratio: Ratio, twin: float | None) -> str:
+    """Return how a value compares with its twin's, in words; empty where there is no value.
 
     Args:
-        ratio: As `LayerReport.ratio` has it.
-        twin: The twin's figure, which may be too small to count beside the value without being 0.
+        ratio: As `LayerReport.ratio` returns it.
+        twin: The twin's figure. It may be too small to count against the value without being 0.
     """
     if ratio.value is None:
-        found = RATIO_WORDS[ratio.kind]
-        return found.replace("is 0", "is 0 to rounding") if twin else found
+        why = RATIO_WORDS[ratio.kind]
+        return why.replace("is 0", "is 0 to rounding") if twin else why
     if 0.95 <= ratio.value <= 1.05:
         return "about the same"
     if ratio.value == 0:
@@ -393,21 +406,21 @@ def beside_twin(ratio: Ratio, twin: float | None) -> str:
 
 
 def dots(view: str) -> str:
-    """Return what a dot in a heatmap says, in the view that has them."""
-    said = "Dot: measured, but no ratio, mostly because the fresh twin's value is 0. "
-    return said if view == "ratio" else ""
+    """Return the legend of a heatmap's dots; empty in the views that have none."""
+    legend = "Dot: measured, but no ratio, mostly because the fresh twin's value is 0. "
+    return legend if view == "ratio" else ""
 
 
-def remark(found: Remark) -> str:
-    """Return a remark with the first of its layers by name."""
-    return f"{found.sentence}{_first_layers(found.layers)}"
+def remark_line(remark: Remark) -> str:
+    """Return a remark's sentence with the names of its first layers."""
+    return f"{remark.sentence}{_first_layers(remark.layers)}"
 
 
 GaveWay = Literal["picked", "frozen", "kept"]
 
 
 def gave_way(layers: Sequence[str], way: GaveWay) -> str:
-    """Return what became of layers that were to be both reset and frozen."""
+    """Return what became of layers that were asked to be both reset and frozen."""
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     one = len(layers) == 1
     said = {
@@ -451,17 +464,17 @@ def preprocessing_sentence(preprocessing: Preprocessing) -> str:
     mean = ", ".join(f"{value:g}" for value in preprocessing.mean)
     std = ", ".join(f"{value:g}" for value in preprocessing.std)
     return (
-        f"The shorter side is resized to {size} pixels ({preprocessing.interpolation}), the "
-        f"centre is cropped to {size} by {size}. Values go to 0 to 1, then the mean ({mean}) is "
-        f"taken off and they are divided by the deviation ({std}), channel by channel."
+        f"The shorter side is resized to {size} pixels ({preprocessing.interpolation}) and the "
+        f"centre is cropped to {size} by {size}. Values are scaled to 0-1, then standardised per "
+        f"channel with mean ({mean}) and standard deviation ({std})."
     )
 
 
-def intensities_alt(found: IntensityRange) -> str:
+def intensities_alt(intensities: IntensityRange) -> str:
     """Return what the chart of a set's intensities shows."""
     return (
-        f"Bar chart of pixels over stored intensity, with {stored_number(found.low)} marked as "
-        f"black and {stored_number(found.high)} as white"
+        f"Bar chart of pixels over stored intensity, with {stored_number(intensities.low)} marked "
+        f"as black and {stored_number(intensities.high)} as white"
     )
 
 
@@ -480,7 +493,7 @@ def head_sentence(outline: ModelOutline) -> str:
             f"The weights come without a head; a new, random one ({names}) for the "
             f"{outline.classes} classes of your data is added."
         )
-    return f"A new, random head ({names}) for the {outline.classes} classes is put on."
+    return f"A new, random head ({names}) for the {outline.classes} classes is added."
 
 
 def measured_line(header: DiagnosisHeader) -> str:
@@ -493,7 +506,7 @@ def measured_line(header: DiagnosisHeader) -> str:
 
 
 def overhead_line(header: DiagnosisHeader) -> str:
-    """Return what measuring cost beside the passes it rides on; empty where it was not timed."""
+    """Return what measuring cost on top of the passes; empty where it was not timed."""
     if header.overhead_fraction is None:
         return ""
     return (
@@ -502,14 +515,16 @@ def overhead_line(header: DiagnosisHeader) -> str:
     )
 
 
-def plus_minus(figure_: MetricValue) -> str:
+def plus_minus(measured: MetricValue) -> str:
     """Return half of a figure's 95 % interval, or nothing."""
-    return "" if figure_.half_width is None else f"\N{PLUS-MINUS SIGN} {figure(figure_.half_width)}"
+    return (
+        "" if measured.half_width is None else f"\N{PLUS-MINUS SIGN} {figure(measured.half_width)}"
+    )
 
 
-def at_most(figure_: MetricValue) -> str:
+def at_most(measured: MetricValue) -> str:
     """Return the largest value that a figure could have had, or nothing."""
-    return "" if figure_.cap is None else f"of at most {figure(figure_.cap)}"
+    return "" if measured.cap is None else f"of at most {figure(measured.cap)}"
 
 
 def ratio_range(interval: tuple[float, float] | None) -> str:
@@ -517,22 +532,25 @@ def ratio_range(interval: tuple[float, float] | None) -> str:
     if interval is None:
         return ""
     low, high = interval
-    if high > 1e3 * max(low, 1e-30):
-        return "unknown"
-    return f"{figure(low)} to {figure(high)}"
+    if high <= 1e3 * max(low, 1e-30):
+        return f"{figure(low)} to {figure(high)}"
+    # So wide that one end says nothing; the other may still tell the network from its twin.
+    if high < 1:
+        return f"under {figure(high)}"
+    return f"over {figure(low)}" if low > 1 else "unknown"
 
 
-def rule_title(rule: JudgeRule) -> str:
-    """Return a rule's name and the side of its limit on which it speaks."""
-    side = "above" if rule.compare.endswith("above") else "below"
-    of = "ratio " if rule.compare.startswith("ratio") else ""
-    return f"{rule.name.replace('-', ' ').capitalize()}, {of}{side}"
+def check_title(check: Check) -> str:
+    """Return a check's name and the side of its limit on which it finds something."""
+    side = "above" if check.compare.endswith("above") else "below"
+    of = "ratio " if check.compare.startswith("ratio") else ""
+    return f"{check.name.replace('-', ' ').capitalize()}, {of}{side}"
 
 
-def rule_help(rule: JudgeRule) -> str:
-    """Return what a rule says and where it comes from, as markdown."""
-    says = rule.says.format(threshold=rule.threshold, percent=100 * rule.threshold)
-    return f"Layers that {escape(says)}.\n\n**Source** {escape(rule.source)}"
+def check_help(check: Check) -> str:
+    """Return what a check says and where it comes from, as markdown."""
+    says = check.says.format(threshold=check.threshold, percent=100 * check.threshold)
+    return f"Layers that {escape(says)}.\n\n**Source** {escape(check.source)}"
 
 
 def plan_words(plan: ReinitPlan, title: str, touched: int, total: int) -> str:
@@ -540,33 +558,29 @@ def plan_words(plan: ReinitPlan, title: str, touched: int, total: int) -> str:
     schemes = sorted({target.scheme.name for target in plan.targets})
     seeds = sorted({target.seed for target in plan.targets})
     share = percent(touched / total) if total else NO_VALUE
-    buffers = sum(len(target.buffers) for target in plan.targets)
+    # A layer and the norm after it may both name the norm's statistics.
+    buffers = len({name for target in plan.targets for name in target.buffers})
     lines = [
         f"Take {title} for {count(plan.model.classes, 'class', 'classes')} "
         f"({plan.model.weights} weights, state {plan.model.backbone_sha256[:12]}).",
-        f"Reset {_what_of(plan)}, {touched:,} of {total:,} parameters ({share}), to new values by "
-        f"the scheme {', '.join(schemes) or NO_VALUE} with seed "
+        f"Reset {chosen(plan)}: {touched:,} of {total:,} parameters ({share}). Draw the new "
+        f"values by the scheme {', '.join(schemes) or NO_VALUE} with seed "
         f"{', '.join(map(str, seeds)) or NO_VALUE}.",
     ]
     if buffers:
         lines.append(
-            f"{count(buffers, 'buffer')} (running statistics that described the old weights) "
-            "go along."
+            f"Also reset {count(buffers, 'buffer')}: running statistics that described the old "
+            "weights."
         )
     if plan.freeze:
         lines.append(f"Keep {count(len(plan.freeze), 'layer')} frozen while training.")
     if plan.untrained:
         lines.append(
             f"{count(len(plan.untrained), 'layer')} ({plan.untrained[0]} first) "
-            f"{'is' if len(plan.untrained) == 1 else 'are'} reset and yet not trained, and will "
-            "stay as the reset leaves them."
+            f"{'is' if len(plan.untrained) == 1 else 'are'} reset but not trained, and will "
+            f"stay as the reset leaves {'it' if len(plan.untrained) == 1 else 'them'}."
         )
     return " ".join(lines)
-
-
-def chosen(plan: ReinitPlan) -> str:
-    """Return what a plan resets, such as "12 units with all that belongs to them, in 3 layers"."""
-    return _what_of(plan)
 
 
 def nats(value: float | None) -> str:
@@ -575,11 +589,12 @@ def nats(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """Return a share in percent, or the sign for none."""
+    """Return a share in percent, or a dash."""
     return NO_VALUE if value is None else percent(value)
 
 
-def _what_of(plan: ReinitPlan) -> str:
+def chosen(plan: ReinitPlan) -> str:
+    """Return what a plan resets, such as "12 units with all that belongs to them, in 3 layers"."""
     layers = count(len(plan.targets), "layer")
     kinds = {target.granularity for target in plan.targets}
     if kinds == {"unit"}:
@@ -598,10 +613,10 @@ def progress_line(
     queue_place: int,
     state: str,
 ) -> str:
-    """Return what a live run does now, with the time left where it is known."""
+    """Return what a live run is doing, with the time left where it is known."""
     if state == "queued":
         if phase:
-            # What the machine has no room for at the moment.
+            # It says what the machine has no room for at the moment.
             return phase
         return (
             f"Waiting for {count(queue_place, 'run')} before this one"
@@ -618,13 +633,14 @@ def progress_line(
     return ", ".join(parts)
 
 
-def difference(found: ArmDifference) -> str:
+def difference_line(difference: ArmDifference) -> str:
     """Return a difference with its interval: "+1.2 (-0.4 to +2.8)"."""
-    scale, digits = (1.0, 3) if found.measure == "loss_gain" else (100.0, 1)
+    scale, digits = (1.0, 3) if difference.measure == "loss_gain" else (100.0, 1)
 
     def signed(value: float) -> str:
         return f"{scale * value:+.{digits}f}"
 
-    if found.low is None or found.high is None:
-        return signed(found.mean)
-    return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
+    if difference.low is None or difference.high is None:
+        return signed(difference.mean)
+    low, high = signed(difference.low), signed(difference.high)
+    return f"{signed(difference.mean)} ({low} to {high})"

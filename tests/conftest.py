@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from dashboard.store.runs import RunQueue
 
 # Read by torch and numpy when they load, here and in the workers that a test starts. Setting the
 # threads through torch would import it for tests that do without. Tests that run side by side
@@ -58,3 +63,37 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, shown.out, shown.err
 
     return typed
+
+
+@pytest.fixture
+def fresh_queue(limber_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunQueue]:
+    """A queue of this test alone, empty at its end."""
+    from dashboard.store import runs
+    from tests.pages import wait_until
+
+    queue = runs.RunQueue()
+    monkeypatch.setattr(runs, "queue", queue)
+    yield queue
+    for run in queue.live():
+        queue.stop(run.id)
+    wait_until(lambda: not queue.live())
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Replace the worker by one that does what it is told."""
+    from dashboard.store.runs import RunQueue
+    from tests.pages import WORKER
+
+    def set_act(act: str) -> None:
+        def launch(argv: Sequence[str], out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [sys.executable, "-c", WORKER.format(act=act), *argv],
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+        monkeypatch.setattr(RunQueue, "_launch", staticmethod(launch))
+
+    return set_act

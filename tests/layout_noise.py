@@ -21,7 +21,7 @@ from core.catalogue.metrics import METRICS
 from core.load import decode_items, load_model, open_images, resolve_data, resolve_model
 from core.measure import Measured, measure_network
 from core.network.outline import outline_module
-from core.trial.engine import normalised
+from core.pixels import normalised
 
 IMAGES, BATCH, SIZE = 64, 16, 96
 EMBEDDED = "tf_efficientnet_lite0"

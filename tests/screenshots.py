@@ -38,7 +38,7 @@ def _work(page: Page) -> str:
         ("Image size (px)", "64"),
         ("Training images", "256"),
         ("Validation images", "96"),
-        ("Look every (steps)", "5"),
+        ("Validate every (steps)", "5"),
     ):
         journey.fill(page, label, value)
     page.get_by_role("button", name="Start", exact=True).click()

@@ -176,14 +176,15 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
     """Run the stages, giving each one's name before it begins and what is learnt to `found`."""
     import torch
 
-    from core.edit.apply import apply_plan
-    from core.files.plans import plan_json
+    from core.edit.apply import edited_state
+    from core.files.companions import plan_json
     from core.load import build_module, load_model, resolve_model, state_sha256
     from core.measure import measure_network
     from core.network.outline import outline_module
-    from core.pipeline import load_edited
-    from core.plan import make_plan
-    from core.trial.engine import Arm, Images, Settings, finetune
+    from core.pipeline.applying import load_edited
+    from core.plan.making import make_plan
+    from core.trial.arms import Arm, Images, Settings
+    from core.trial.engine import finetune
 
     yield "load"
     spec = resolve_model(f"{candidate.library}:{candidate.model}", weights="none")
@@ -225,7 +226,7 @@ def _stages(candidate: Candidate, found: dict[str, Any]) -> Iterator[str]:
 
     yield "apply"
     state = module.state_dict()
-    edited, receipt = apply_plan(
+    edited, receipt = edited_state(
         state,
         plan,
         fresh=lambda seed: build_module(spec, classes=CLASSES, seed=seed).state_dict(),
@@ -321,12 +322,12 @@ def _sites_run(module: Any, size: int) -> frozenset[str]:
     import torch
 
     from core.network.hooks import module_kept
-    from core.network.trace import watched_forward
+    from core.network.trace import traced_forward
 
     names: set[str] = set()
     with module_kept(module), torch.no_grad():
         module.eval()
-        with watched_forward(module, before_activation=lambda site, z: names.add(site.name)):
+        with traced_forward(module, before_activation=lambda site, z: names.add(site.name)):
             module(torch.randn(BATCH_SIZE, 3, size, size))
     return frozenset(names)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from core.errors import LimberError
 from core.load import build_module, resolve_model
 from tests.sweep import read_table
-from tests.test_connections import assert_units_are_cut_off
+from tests.test_network_connections import assert_units_are_cut_off
 
 TABLE = Path(__file__).resolve().parent.parent / "assets" / "units.json"
 MOST_PARAMETERS = 8_000_000

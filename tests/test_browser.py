@@ -43,7 +43,7 @@ def _start_finetune(page: Page, *, steps: int) -> None:
     journey.fill(page, "Image size (px)", "64")
     journey.fill(page, "Training images", "32")
     journey.fill(page, "Validation images", "16")
-    journey.fill(page, "Look every (steps)", "2")
+    journey.fill(page, "Validate every (steps)", "2")
     page.get_by_role("button", name="Start", exact=True).click()
     stop = page.locator("section.stMain, [data-testid=stMain]").get_by_role("button", name="Stop")
     expect(stop.first).to_be_visible(timeout=journey.PATIENCE_MS)
@@ -154,7 +154,7 @@ def test_a_rules_plan_is_looked_at_watched_exported_and_verified(
         assert found is not None
 
         page.get_by_role("button", name="Look ahead").click()
-        expect(page.get_by_text("Divergence of the answers")).to_be_visible(
+        expect(page.get_by_text("Divergence of the outputs", exact=True)).to_be_visible(
             timeout=journey.PATIENCE_MS
         )
         expect(page.locator("[data-testid=stMain]")).to_contain_text("nats")
@@ -216,7 +216,7 @@ def test_stop_ends_a_fine_tune_at_once_and_keeps_what_was_done(app: ServedApp) -
         begun = time.monotonic()
         sidebar.get_by_role("button", name="Stop").click()
         expect(page.locator("[data-testid=stMain]")).to_contain_text(
-            "Stopped. What was finished before is kept.", timeout=30_000
+            "Stopped. What it had finished is kept.", timeout=30_000
         )
         # Stop file, then a signal after 3 s, then the end after 5 s: longer is no stop.
         assert time.monotonic() - begun < 15

@@ -237,7 +237,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown preset": ((*MEASURE, "--preset", "nosuch"), 'There is no preset "nosuch"'),
     "unknown rule of judgement": (
         (*MEASURE, "--threshold", "dead=0.1"),
-        'has no rule "dead". It has',
+        'has no check "dead". It has',
     ),
     "threshold in words": (
         (*MEASURE, "--threshold", "dead-units=few"),
@@ -276,7 +276,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "one training image": ((*TUNE, "--train-images", "1"), "1 images are too few"),
     "batch of one": ((*TUNE, "--batch-size", "1"), "batch size is 1; give 2 to"),
     "out is a file": ((*TUNE[:-1], "FILE"), "is a file; give a folder"),
-    "plan for other classes": ((*TUNE, "--plan", "OTHER-CLASSES"), "made for 5 classes"),
+    "plan for other classes": (
+        (*TUNE, "--plan", "OTHER-CLASSES"),
+        "made for a new head of 5 classes",
+    ),
     "control of nothing": ((*TUNE, "--random-control"), "needs a plan whose size"),
 }
 

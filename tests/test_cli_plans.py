@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from core.pipeline.planning import random_twin
-from core.plan import read_plan
+from core.files.plans import read_plan
+from core.pipeline.planning.control import random_control
 
 LITE = ("--model", "tf_efficientnet_lite0", "--classes", "8")
 TINY = ("--model", "timm:test_resnet", "--weights", "none", "--classes", "8")
@@ -119,7 +119,7 @@ def test_dash_and_its_control_carry_their_own_factors(run: Run, tmp_path: Path) 
         *("--scheme", "dash", "--out", plan),
     )
     assert code == 0
-    assert "larger than 1x1 and linear layers alone; left out: bn1." in said
+    assert "linear layers and convolutions larger than 1x1; left out: bn1." in said
 
     code, _, wrong = run(
         *("finetune", *tiny, *data, "--plan", plan, "--random-control", "--steps", "2"),
@@ -151,11 +151,17 @@ def test_two_plans_are_composed_with_their_companions(run: Run, tmp_path: Path) 
         (("--rule", "nosuch"), 'There is no rule "nosuch". Known: by-hand, last-blocks'),
         (("--rule", "redo"), 'The rule "redo" looks at a diagnosis. Give --data or --diagnosis.'),
         (("--rule", "cbp"), 'The rule "cbp" looks at images. Give --data or --diagnosis.'),
-        (("--rule", "last-blocks", "--percent", "3"), "takes no --percent. It takes --blocks."),
+        (
+            ("--rule", "last-blocks", "--percent", "3"),
+            'takes no "percent". It takes "blocks". Leave --percent out.',
+        ),
         (("--rule", "last-blocks", "--blocks", "99"), "blocks, not 99. Give 1 to"),
         (("--rule", "weight-magnitude", "--percent", "0"), "nothing to reset: 0 % of any tensor"),
-        (("--rule", "weight-magnitude", "--percent", "-1"), "give a number from 0 to 100"),
-        (("--rule", "weight-magnitude", "--percent", "nan"), "give a number from 0 to 100"),
+        (
+            ("--rule", "weight-magnitude", "--percent", "-1"),
+            "from 0 to 100; it is -1.0. Give another --percent.",
+        ),
+        (("--rule", "weight-magnitude", "--percent", "nan"), "a number from 0 to 100; it is nan."),
         (("--rule", "random", "--scheme", "fire"), '"fire" is for whole layers'),
         (("--rule", "swr", "--utility", "magnitude", "--percent", "1", "--threshold", "1"), "both"),
         (("--units", "conv1.0"), "is not LAYER=NUMBER,NUMBER"),
@@ -168,17 +174,20 @@ def test_two_plans_are_composed_with_their_companions(run: Run, tmp_path: Path) 
         (("--layers", "conv1.0", "--scheme", "dash"), "looks at images"),
         (("--rule", "random", "--samples", "0"), "The number of samples is 0; give 1 to"),
         (("--rule", "random", "--batch-size", "0"), "The batch size is 0; give 1 to"),
-        (("--layers", "conv1.0", "--like", "x.json"), "--like belongs to the rule random"),
+        (("--layers", "conv1.0", "--like", "x.json"), "--like only goes with the rule random"),
         ((), "--layers (or --units, or a --rule)"),
         (("--rule", "random", "--name", ""), "--name has 0 letters; give 1 to 200"),
         (("--rule", "random", "--name", "n" * 201), "--name has 201 letters"),
         (("--rule", "random", "--layers", "*" * 1100), "has 1100 letters; give at most 1,024"),
         (("--rule", "weight-magnitude", "--layers", "fc", "--keep-head"), "it is new already"),
         (("--rule", "last-blocks", "--layers", "conv1.0"), "named is in the last 1 blocks"),
-        (("--rule", "swr", "--utility", "magnitude", "--threshold", "-1"), "Give 0 or more"),
+        (
+            ("--rule", "swr", "--utility", "magnitude", "--threshold", "-1"),
+            "must be 0 or more, because",
+        ),
         (("--layers", "conv1.0", "--scheme", "fire", "--set", "steps=2.5"), "a whole number"),
         (("--layers", "conv1.0", "--scheme", "fire", "--set", "scale=0.5"), "a whole number"),
-        (("--layers", "conv1.0", "--scheme", "bias-mean"), "writes biases alone"),
+        (("--layers", "conv1.0", "--scheme", "bias-mean"), "writes only biases"),
     ],
 )
 def test_bad_plans_are_refused_in_one_line(
@@ -272,7 +281,7 @@ def test_the_random_control_trains_at_the_plans_rates(run: Run, tmp_path: Path) 
     for rule in (("--layers", "layer4.0.conv1"), ("--rule", "weight-magnitude")):
         run("plan", *TINY, *rule, *more, "--out", plan)
 
-        twin = random_twin(read_plan(plan), seed=0)
+        twin = random_control(read_plan(plan), seed=0)
         run("plan", "--rule", "random", "--like", plan, "--out", control)
 
         assert twin.learning_rates == read_plan(plan).learning_rates
@@ -334,7 +343,7 @@ def test_a_control_that_is_no_match_in_size_says_so(run: Run, tmp_path: Path) ->
     )
     assert code == 0
     assert '"random control" resets ' in said
-    assert "size alone may explain a difference" in said
+    assert "their sizes may explain a difference" in said
 
 
 @pytest.mark.parametrize(

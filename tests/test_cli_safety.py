@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.plan import diff_plans, read_plan
+from core.files.plans import read_plan
+from core.plan.algebra import diff_plans
 
 TINY = ("--model", "timm:test_resnet", "--weights", "none", "--classes", "8")
 QUICK = ("--samples", "16", "--image-size", "64", "--batch-size", "8")
@@ -331,7 +332,7 @@ def test_arms_share_a_head_that_each_seed_draws_anew(run: Run, tmp_path: Path) -
     run("plan", *model, "--rule", "weight-magnitude", "--layers", "classifier", "--out", plan)
     code, _, wrong = run("finetune", *model, "--plan", plan, *SHORT, "--out", tmp_path / "again")
     assert code == 2
-    assert "resets the new head alone" in wrong
+    assert "resets only the new head" in wrong
 
 
 def test_a_run_is_never_written_over_and_any_name_of_an_arm_is_kept(
@@ -632,3 +633,37 @@ def test_a_terminal_without_letters_and_a_full_disk_are_no_tracebacks(tmp_path: 
     assert lost.returncode == 2
     assert "cannot be written" in lost.stderr.splitlines()[0]
     assert "Traceback" not in lost.stderr
+
+
+@pytest.mark.parametrize("leads", ["file", "nowhere", "device"])
+def test_a_link_is_no_place_for_a_result(run: Run, tmp_path: Path, leads: str) -> None:
+    target = {"file": tmp_path / "real", "nowhere": tmp_path / "gone", "device": Path("/dev/null")}
+    if leads == "file":
+        target[leads].write_text("mine")
+    link = tmp_path / "plan.json"
+    link.symlink_to(target[leads])
+
+    code, _, err = run(
+        *("plan", "--model", "timm:test_resnet", "--weights", "none"),
+        *("--layers", "layer4*", "--out", link),
+    )
+
+    assert code == 2
+    assert "is a link; give the place it leads to" in err
+    assert link.is_symlink()
+    assert leads != "file" or target[leads].read_text() == "mine"
+
+
+def test_an_export_does_not_take_the_place_of_a_link(run: Run, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    made = ("plan", "--model", "timm:test_resnet", "--weights", "none", "--layers", "layer4*")
+    assert run(*made, "--out", plan)[0] == 0
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "reinit.safetensors").symlink_to(tmp_path / "elsewhere")
+
+    code, _, err = run("export", plan, "--out", folder)
+
+    assert code == 2
+    assert "is a link" in err or "overwrite" in err
+    assert (folder / "reinit.safetensors").is_symlink()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +154,52 @@ def test_the_token_in_the_address_gives_a_cookie_and_leaves_the_address() -> Non
         assert passed.sent[0].get("status", 200) == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "through"),
+    [
+        ("http://limber.example:8501", "limber.example:8501", True),
+        ("http://limber.example", "limber.example:80", True),
+        ("https://limber.example", "limber.example:443", True),
+        # A proxy may leave the port out.
+        ("https://limber.example:8443", "limber.example", True),
+        ("", "limber.example:8501", True),
+        ("http://limber.example:9999", "limber.example:8501", False),
+        ("http://limber.example", "limber.example:8501", False),
+        ("https://limber.example", "limber.example:80", False),
+        ("http://limber.example:no", "limber.example:8501", False),
+    ],
+)
+def test_a_page_of_another_port_of_this_host_gets_no_websocket(
+    origin: str, host: str, through: bool
+) -> None:
+    entry = door()
+    headers = {"cookie": f"limber-8501={entry.pass_}", "host": host}
+    if origin:
+        headers["origin"] = origin
+
+    sent = Asked(entry, "/_stcore/stream", kind="websocket", headers=headers).sent
+
+    assert (sent[0]["type"] == "websocket.accept") is through
+
+
+@pytest.mark.parametrize(
+    ("listens", "opened", "closed"),
+    [
+        ("0.0.0.0", False, True),
+        ("0.0.0.0", True, False),
+        ("127.0.0.1", False, False),
+        ("127.0.0.1", True, False),
+    ],
+)
+def test_the_pages_started_without_the_application_are_closed_beyond_loopback(
+    address: Any, monkeypatch: pytest.MonkeyPatch, listens: str, opened: bool, closed: bool
+) -> None:
+    address(listens)
+    monkeypatch.setattr(gate, "_door", door() if opened else None)
+
+    assert gate.is_closed() is closed
+
+
 def test_the_form_takes_the_token_too() -> None:
     entry = door()
 
@@ -292,27 +336,6 @@ def test_a_token_of_ones_own_is_not_printed(address: Any, monkeypatch: pytest.Mo
     assert opened.token == TOKEN
     assert TOKEN not in opened.announcement()
     assert gate.TOKEN_VARIABLE in opened.announcement()
-
-
-def test_a_short_token_ends_the_start_with_one_line() -> None:
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "streamlit", "run", "dashboard/app.py"),
-            *("--server.address", "0.0.0.0", "--server.port", "0"),
-            *("--browser.serverAddress", "localhost"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, gate.TOKEN_VARIABLE: "short"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert ended.returncode == 2
-    assert ended.stderr.strip().splitlines()[-1] == (
-        f"limber: {gate.TOKEN_VARIABLE} has 5 characters; give at least {gate.LEAST_TOKEN}, or "
-        "unset it to have one drawn."
-    )
 
 
 # --- headers --------------------------------------------------------------------------------

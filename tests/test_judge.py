@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from core.catalogue.checks import PRESETS, list_presets, preset_named
 from core.catalogue.metrics import metric_names
 from core.errors import OptionError
-from core.judge import PRESETS, judge, list_presets, preset_named, rejudge
+from core.judge import judge, rejudge
 from core.records import (
     DataSpec,
     Diagnosis,
@@ -19,9 +20,8 @@ from core.records import (
     MetricValue,
     ModelSpec,
 )
-from tests.write_metrics import METRICS_FILE, metrics_text
 
-RULES = preset_named("limber").rules
+RULES = preset_named("limber").checks
 
 
 def report(name: str = "layer", **changed: Any) -> LayerReport:
@@ -79,7 +79,7 @@ def diagnosis() -> Diagnosis:
 
 
 def found(*layers: LayerReport) -> dict[str, Finding]:
-    return {finding.rule: finding for finding in judge(layers)}
+    return {finding.check: finding for finding in judge(layers)}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_rules_of_other_tools_speak_beyond_their_thresholds(
 ) -> None:
     findings = judge([report("hit", own=hit), report("miss", own=miss)], preset=preset)
 
-    assert [(finding.rule, finding.layers) for finding in findings] == [(rule, ("hit",))]
+    assert [(finding.check, finding.layers) for finding in findings] == [(rule, ("hit",))]
 
 
 @pytest.mark.parametrize(
@@ -190,17 +190,17 @@ def test_autotrainer_holds_the_first_layer_against_the_last(
 
 
 def test_every_rule_has_been_tried_above_and_looks_at_a_metric_there_is() -> None:
-    assert [rule.name for preset in list_presets() for rule in preset.rules] == [
+    assert [rule.name for preset in list_presets() for rule in preset.checks] == [
         *("vanishing-gradient", "weak-gradient", "saturated", "dead-units", "dormant-units"),
         *("collapsed-features", "collapsed-attention", "inflated-weights"),
         *("dead-relu", "vanishing-gradient"),
         *("vanishing-gradient", "dying-relu"),
         *("near-zero-outputs", "dormant-units", "alpha-low", "alpha-high"),
     ]
-    assert {rule.metric for preset in PRESETS for rule in preset.rules} <= set(metric_names())
+    assert {rule.metric for preset in PRESETS for rule in preset.checks} <= set(metric_names())
     assert len({preset.name for preset in PRESETS}) == len(PRESETS)
     for preset in PRESETS:
-        assert len({rule.name for rule in preset.rules}) == len(preset.rules)
+        assert len({rule.name for rule in preset.checks}) == len(preset.checks)
 
 
 @pytest.mark.parametrize(
@@ -315,11 +315,11 @@ def test_a_threshold_can_be_changed_and_is_then_the_one_that_is_said() -> None:
     [
         (
             {"thresholds": {"dead-unit": 0.2}},
-            'The preset "limber" has no rule "dead-unit". It has vanishing-gradient, .*',
+            'The preset "limber" has no check "dead-unit". It has vanishing-gradient, .*',
         ),
         (
             {"preset": "redo", "thresholds": {"saturated": 0.2}},
-            'The preset "redo" has no rule "saturated". It has dormant-units.',
+            'The preset "redo" has no check "saturated". It has dormant-units.',
         ),
         (
             {"thresholds": {"dead-units": -1.0}},
@@ -342,11 +342,7 @@ def test_a_diagnosis_is_judged_again_and_says_by_what(diagnosis: Diagnosis) -> N
 
     assert mild.thresholds == {"dead-units": 0.9}
     assert (other.preset, other.thresholds) == ("redo", {})
-    assert {finding.rule for finding in mild.findings} == {"dormant-units"}
-    assert {finding.rule for finding in other.findings} == {"dormant-units"}
+    assert {finding.check for finding in mild.findings} == {"dormant-units"}
+    assert {finding.check for finding in other.findings} == {"dormant-units"}
     assert mild.layers == other.layers == diagnosis.layers
     assert rejudge(other) == diagnosis
-
-
-def test_the_page_of_metrics_and_rules_is_the_one_of_the_registries() -> None:
-    assert METRICS_FILE.read_text(encoding="utf-8") == metrics_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import socket
@@ -25,7 +26,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from core.errors import ModelError, OfflineError
+from core.errors import ModelError, OfflineError, Remedy
 from core.load import (
     LoadedModel,
     build_module,
@@ -42,7 +43,7 @@ from core.load import (
 )
 from core.load.images import to_input
 from core.load.models import ASSETS, build_names, embedded_catalogue
-from core.trial.engine import normalised
+from core.pixels import normalised
 
 EMBEDDED = ("tf_efficientnet_lite0", "vit_small_patch14_dinov2")
 PHOTOS = Path(skimage.__file__).parent / "data"
@@ -352,11 +353,11 @@ def test_the_card_says_what_happened_to_the_head() -> None:
         load_model(resolve_model("timm:test_vit", weights="none"), classes=2).card.notes,
     ]
 
-    assert notes == [
-        ("Replaced the head of 1000 classes by a new one for 8 (seed 0).",),
-        ("Kept the head that came with the weights (1000 classes).",),
-        ("The weights came without a head: added a new one for 2 classes (seed 0).",),
-        ("All weights are random (seed 0).",),
+    assert [(note.about, note.sentence) for (note,) in notes] == [
+        ("head", "Replaced the head of 1000 classes by a new one for 8 (seed 0)."),
+        ("head", "Kept the head that came with the weights (1000 classes)."),
+        ("head", "The weights came without a head: added a new one for 2 classes (seed 0)."),
+        ("weights", "All weights are random (seed 0)."),
     ]
 
 
@@ -458,7 +459,8 @@ def test_prefixes_of_wrappers_are_stripped_and_said(
 
     found = loaded.module.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in tiny.state_dict().items())
-    assert loaded.card.notes[0].startswith(note)
+    assert loaded.card.notes[0].about == "file"
+    assert loaded.card.notes[0].sentence.startswith(note)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net", "model_ema"])
@@ -478,7 +480,10 @@ def test_tensors_without_a_place_are_left_out_and_said(tiny: nn.Module, tmp_path
 
     notes = from_file(tmp_path / "mine.pt").card.notes
 
-    assert notes[0] == 'Left out 1 tensors that the model has no place for, first "queue".'
+    assert notes[0].about == "file"
+    assert notes[0].sentence == (
+        'Left out 1 tensors that the model has no place for, first "queue".'
+    )
 
 
 def test_weights_of_another_architecture_are_refused_by_name(
@@ -584,14 +589,57 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, legacy: boo
         (torch.ones(1), "holds Tensor, not a state dict"),
         ({}, "holds dict, not a state dict"),
         ({"epoch": 3, "lr": 0.1}, r"holds no tensors \(its keys begin with epoch, lr\)"),
+        ({"state_dict": {}, "net": {}}, r"holds no tensors \(its keys begin with state_dict, net"),
     ],
-    ids=["list", "tensor", "empty", "numbers"],
+    ids=["list", "tensor", "empty", "numbers", "empty-states"],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, says: str) -> None:
     torch.save(content, tmp_path / "mine.pt")
 
     with pytest.raises(ModelError, match=says):
         read_checkpoint(tmp_path / "mine.pt")
+
+
+STATES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net")
+
+
+@pytest.mark.parametrize(
+    ("used", "other"), list(itertools.combinations([*STATES, "ema_weights"], 2))
+)
+def test_of_several_states_the_one_used_and_the_one_passed_over_are_named(
+    tiny: nn.Module, tmp_path: Path, used: str, other: str
+) -> None:
+    own = tiny.state_dict()
+    moved = {name: value + 1 for name, value in own.items()}
+    # An optimiser and bookkeeping are no states, and the order in the file does not matter.
+    torch.save(
+        {"optimizer": {"state": {0: torch.ones(1)}}, other: moved, "epoch": 3, used: own},
+        tmp_path / "mine.pt",
+    )
+
+    loaded = from_file(tmp_path / "mine.pt")
+
+    averaged = " (averaged weights)" if used.endswith("ema") else ""
+    assert [note.sentence for note in loaded.card.notes if "several" in note.sentence] == [
+        f'The checkpoint holds several states: "{used}"{averaged} is used, and "{other}" is '
+        "passed over. To use another, save it alone."
+    ]
+    assert torch.equal(loaded.module.state_dict()["bn1.weight"], own["bn1.weight"])
+
+
+@pytest.mark.parametrize("empty", [{}, {"decay": 0.9}, None, []], ids=str)
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_without_tensors_is_none(
+    tiny: nn.Module, tmp_path: Path, name: str, empty: Any
+) -> None:
+    own = tiny.state_dict()
+    wrapped = "net" if name != "net" else "state_dict"
+    torch.save({name: empty, wrapped: own}, tmp_path / "mine.pt")
+
+    loaded = from_file(tmp_path / "mine.pt")
+
+    assert torch.equal(loaded.module.state_dict()["bn1.weight"], own["bn1.weight"])
+    assert not [note for note in loaded.card.notes if "several states" in note.sentence]
 
 
 # Without a network
@@ -648,7 +696,7 @@ def test_without_a_network_weights_that_are_not_here_are_refused_at_once(
         caught.value
     )
     assert "(no route to host)" in str(caught.value)
-    assert "--checkpoint" in str(caught.value)
+    assert caught.value.remedy is Remedy.CONNECT
 
 
 @pytest.mark.usefixtures("nothing_fetched")
@@ -693,7 +741,7 @@ def test_a_host_that_refuses_the_address_still_counts_as_reached(
 
     monkeypatch.setattr(network.urllib.request, "urlopen", forbids)
 
-    network.require_host("https://example.invalid/x", what="weights", instead="Connect.")
+    network.require_host("https://example.invalid/x", what="weights", remedy=Remedy.CONNECT)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -717,3 +765,21 @@ def test_a_model_without_pretrained_weights_says_so() -> None:
 def test_a_tag_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ModelError, match="nosuchtag"):
         load_model(resolve_model("resnet18.nosuchtag"), classes=3)
+
+
+@pytest.mark.parametrize("weights", ["none", "pretrained"])
+def test_a_network_that_does_not_fit_into_memory_is_refused_before_it_is_built(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = resolve_model("tf_efficientnet_lite0", weights=weights)
+    entries = sum(value.numel() for value in load_model(spec).module.state_dict().values())
+    held = 4 * entries * (1 if weights == "none" else 2)
+    built: list[object] = []
+    monkeypatch.setattr("core.load.models.build_module", lambda *a, **k: built.append(a))
+
+    # The head of the check has seven classes, the network's own a thousand.
+    monkeypatch.setattr("core.load.models.free_memory", lambda: held // 3)
+    with pytest.raises(ModelError, match=r"numbers, which take .* of memory"):
+        load_model(spec)
+
+    assert built == []

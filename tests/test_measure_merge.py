@@ -19,14 +19,14 @@ from torch import Tensor
 
 import core
 from core.errors import OptionError
-from core.measure import Shard, figures_of, shard_from, shard_state, watching
+from core.measure import Shard, figures_of, gauging, shard_from, shard_state
 from core.measure.shard import RANK_ROWS, RowSample, positions
-from core.pipeline import diagnose, measure_part, merge_parts
-from core.pipeline.parts import _part_sha256
+from core.pipeline.measuring import MeasureSettings, diagnose
+from core.pipeline.parts import _part_sha256, measure_part, merge_parts
 from core.records import Diagnosis, LayerInfo, MetricValue, ParameterInfo
 from core.reductions import Moments
 from tests.reference import looked_at_positions, mixed
-from tests.test_activations_and_trace import Turning
+from tests.test_network_trace import Turning
 from tests.zoo import CLASSES, ZOO
 
 # Sums of a few batches in float64, added in another order.
@@ -175,7 +175,7 @@ def batches_of(case: str) -> list[tuple[Tensor, Tensor]]:
 def shard_of(case: str, chosen: Sequence[int]) -> Shard:
     """Measure some of the batches in a gauge of their own."""
     network = ZOO[case]
-    with watching(network.module(), network.outline().layers) as gauge:
+    with gauging(network.module(), network.outline().layers) as gauge:
         for i in chosen:
             gauge.add(*batches_of(case)[i], first=sum(SIZES[:i]))
     return gauge.shard
@@ -259,7 +259,7 @@ def test_merging_changes_neither_shard() -> None:
 
 def test_an_empty_shard_changes_nothing() -> None:
     network = ZOO["windowed"]
-    with watching(network.module(), network.outline().layers) as gauge:
+    with gauging(network.module(), network.outline().layers) as gauge:
         empty = gauge.shard
     shard = shard_of("windowed", range(len(SIZES)))
 
@@ -287,11 +287,11 @@ def test_figures_of_merged_shards_are_those_of_one_pass() -> None:
     network = ZOO["windowed"]
     found = []
     for parts in ([range(len(SIZES))], [[4, 5, 6], [2, 0], [1, 3]]):
-        with watching(network.module(), network.outline().layers) as gauge:
+        with gauging(network.module(), network.outline().layers) as gauge:
             gauge.learn_sites(*batches_of("windowed")[0])
             for part in parts:
                 gauge.shard = gauge.shard.merged(shard_of("windowed", part))
-        found.append(figures_of(gauge))
+        found.append(figures_of(gauge.summed))
 
     whole, merged = found
     assert merged.loss == pytest.approx(whole.loss, rel=DOUBLE)
@@ -301,7 +301,7 @@ def test_figures_of_merged_shards_are_those_of_one_pass() -> None:
 
 def test_learning_which_activations_there_are_leaves_no_sums() -> None:
     network = ZOO["windowed"]
-    with watching(network.module(), network.outline().layers) as gauge:
+    with gauging(network.module(), network.outline().layers) as gauge:
         before = shard_state(gauge.shard)
         gauge.learn_sites(*batches_of("windowed")[0])
 
@@ -337,7 +337,7 @@ def test_a_damaged_shard_is_refused(name: str, damaged: Tensor | None) -> None:
 
 # The whole way: parts of a measurement in files.
 
-ASKED = {"samples": 16, "batch_size": 4, "image_size": 64, "device": "cpu"}
+ASKED = MeasureSettings(samples=16, batch_size=4, image_size=64, device="cpu")
 BETWEEN = frozenset({"grad_snr", "optimization_readiness"})
 
 
@@ -359,7 +359,7 @@ def parts_in(folder: Path, parts: int) -> list[Path]:
     spec, data = core.resolve_model("tf_efficientnet_lite0"), core.resolve_data("bloodmnist")
     paths = [folder / f"{part}-of-{parts}.safetensors" for part in range(1, parts + 1)]
     for part, path in enumerate(paths, start=1):
-        measure_part(spec, data, path, part=part, parts=parts, **ASKED)
+        measure_part(spec, data, path, ASKED, part=part, parts=parts)
     return paths
 
 
@@ -367,7 +367,7 @@ def parts_in(folder: Path, parts: int) -> list[Path]:
 def whole() -> tuple[Diagnosis, dict[str, np.ndarray]]:
     """The diagnosis of one pass."""
     spec, data = core.resolve_model("tf_efficientnet_lite0"), core.resolve_data("bloodmnist")
-    return diagnose(spec, data, **ASKED)
+    return diagnose(spec, data, ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -418,8 +418,8 @@ def test_merged_parts_are_the_diagnosis_of_one_pass(
         }
         same = {"metrics": {}, "twin_metrics": {}, "ratio_intervals": {}}
         assert one.model_copy(update=same) == other.model_copy(update=same)
-    assert [(each.rule, each.layers) for each in found.findings] == [
-        (each.rule, each.layers) for each in wanted.findings
+    assert [(finding.check, finding.layers) for finding in found.findings] == [
+        (finding.check, finding.layers) for finding in wanted.findings
     ]
     assert units.keys() == wanted_units.keys()
     for name, values in wanted_units.items():
@@ -432,14 +432,14 @@ def test_a_part_that_is_none_of_them_is_refused(part: int, of: int, tmp_path: Pa
     spec, data = core.resolve_model("tf_efficientnet_lite0"), core.resolve_data("bloodmnist")
 
     with pytest.raises(OptionError, match=rf"The part is {part} of {of}; give 1/{of} to {of}/{of}"):
-        measure_part(spec, data, tmp_path / "part", part=part, parts=of, **ASKED)
+        measure_part(spec, data, tmp_path / "part", ASKED, part=part, parts=of)
 
 
 def test_more_parts_than_batches_are_refused(tmp_path: Path) -> None:
     spec, data = core.resolve_model("tf_efficientnet_lite0"), core.resolve_data("bloodmnist")
 
     with pytest.raises(OptionError, match="There are 4 batches; 5 parts are too many"):
-        measure_part(spec, data, tmp_path / "part", part=5, parts=5, **ASKED)
+        measure_part(spec, data, tmp_path / "part", ASKED, part=5, parts=5)
 
 
 def test_no_parts_at_all_are_refused() -> None:
@@ -584,13 +584,13 @@ def test_batches_that_go_other_ways_through_a_network_are_each_measured() -> Non
     labels = torch.tensor([0, 1])
     batches = [torch.randn(2, 3, 6, 6, generator=noise) + shift for shift in (1, 1, -1, -1, 1)]
 
-    with watching(module, layers) as gauge:
+    with gauging(module, layers) as gauge:
         for i, inputs in enumerate(batches):
             gauge.add(inputs, labels, first=2 * i)
         together = gauge.shard
     apart = None
     for i, inputs in enumerate(batches):
-        with watching(module, layers) as gauge:
+        with gauging(module, layers) as gauge:
             gauge.add(inputs, labels, first=2 * i)
         apart = gauge.shard if apart is None else apart.merged(gauge.shard)
 

@@ -1,4 +1,4 @@
-"""A network that was watched is the network it was: after success, failure and a stop."""
+"""A network that was traced is the network it was: after success, failure and a stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from core.errors import ModelError, Stopped
 from core.measure import measure_network
 from core.network.hooks import hooks, module_kept
-from core.network.trace import watched_forward
+from core.network.trace import traced_forward
 from core.records import LayerInfo
 from core.seeding import random_state_kept
 from tests.zoo import BATCHES, CLASSES, ZOO, outline_of
@@ -345,11 +345,11 @@ def test_a_measured_network_goes_on_training_as_if_nothing_had_been() -> None:
         return [raw(each) for each in module.state_dict().values()]
 
     network = ZOO["residual_cnn"]
-    untouched, watched = network.module(), network.module()
+    untouched, traced = network.module(), network.module()
 
-    measure_network(watched, network.batches(), network.outline().layers)
+    measure_network(traced, network.batches(), network.outline().layers)
 
-    assert step(watched) == step(untouched)
+    assert step(traced) == step(untouched)
 
 
 def test_the_hooks_of_others_stay() -> None:
@@ -364,12 +364,12 @@ def test_the_hooks_of_others_stay() -> None:
     assert calls == ["theirs"] * (BATCHES + 1)
 
 
-def test_activations_are_let_go_when_the_watching_ends() -> None:
+def test_activations_are_let_go_when_the_tracing_ends() -> None:
     network = ZOO["residual_cnn"]
     module = network.module()
     inputs, _ = network.batches()[0]
     fired: list[Tensor] = []
-    with watched_forward(
+    with traced_forward(
         module, after_activation=lambda site, h: holder.gradient(h, fired.append)
     ) as holder:
         logits = module(inputs)

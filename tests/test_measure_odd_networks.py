@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import ModelError
-from core.measure import measure_network, watching
+from core.measure import gauging, measure_network
 from core.network.hooks import hooks
 from tests.zoo import CLASSES, outline_of
 
@@ -150,7 +150,7 @@ def test_branches_in_another_order_keep_their_figures() -> None:
 
 def test_an_activation_of_another_width_is_refused_before_anything_is_added() -> None:
     module = Narrows()
-    with watching(module, outline_of(module, size=SIDE).layers) as gauge:
+    with gauging(module, outline_of(module, size=SIDE).layers) as gauge:
         (images, labels), _, (fewer, last) = batches()
         gauge.add(images, labels, first=0)
         with pytest.raises(ModelError, match=r'"gelu" had 8 units .* has 5'):

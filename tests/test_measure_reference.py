@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.catalogue.metrics import list_metrics, metric_names
 from core.errors import DataError, ModelError
-from core.measure import Measured, figures_of, measure_network, watching
+from core.measure import Measured, figures_of, gauging, measure_network
 from core.measure.figures import RANKS, WIDEST_SPECTRUM, _weight_figures
 from tests.reference import FORWARDS, Truth, truth
 from tests.zoo import BATCH_SIZE, BATCHES, CLASSES, ZOO, outline_of
@@ -333,10 +333,10 @@ def test_mixed_precision_finds_what_float32_finds(case: str, dtype: torch.dtype)
     network = ZOO[case]
     module = network.module()
 
-    with watching(module, network.outline().layers, dtype=dtype) as gauge:
+    with gauging(module, network.outline().layers, dtype=dtype) as gauge:
         for i, (inputs, labels) in enumerate(network.batches()):
             gauge.add(inputs, labels, first=i * len(inputs))
-    found = figures_of(gauge)
+    found = figures_of(gauge.summed)
 
     assert found.loss == pytest.approx(expected(case).loss, rel=MIXED[dtype])
     for layer, figures in measured(case).metrics.items():
@@ -364,9 +364,9 @@ def test_a_float16_gradient_too_small_for_float16_is_still_measured() -> None:
 
     found = {}
     for dtype in (torch.float32, torch.float16):
-        with watching(module, layers, dtype=dtype) as gauge:
+        with gauging(module, layers, dtype=dtype) as gauge:
             gauge.add(*batch, first=0)
-        found[dtype] = figures_of(gauge).metrics["probe"]["grad_l2"].value
+        found[dtype] = figures_of(gauge.summed).metrics["probe"]["grad_l2"].value
 
     assert found[torch.float32] < 1e-7
     assert found[torch.float16] == pytest.approx(found[torch.float32], rel=0.02)

@@ -14,17 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import PlanError
-from core.files.plans import plan_json
-from core.plan import (
-    check_plan,
-    compose_plans,
-    make_plan,
-    match_layers,
-    plan_schema,
-    plan_size,
-    random_control,
-    read_plan,
-)
+from core.files.companions import plan_json
+from core.files.plans import plan_schema, read_plan
+from core.plan.algebra import compose_plans
+from core.plan.layers import random_layers
+from core.plan.making import check_plan, make_plan, match_layers, plan_size
 from core.records import Evidence, ModelOutline, Pattern, ReinitPlan
 from tests.write_schema import SCHEMA_FILE, schema_text
 from tests.zoo import ZOO
@@ -526,10 +520,37 @@ def test_a_plan_for_other_weights_is_refused_with_both_digests(cnn: ModelOutline
         check_plan(full_plan(cnn), other)
 
 
-@pytest.mark.parametrize("change", [{"classes": 9}, {"own_head": True}])
-def test_a_plan_for_another_head_is_refused(cnn: ModelOutline, change: dict[str, Any]) -> None:
-    with pytest.raises(PlanError, match=r"The plan was made for a new head of \d+ classes"):
+OTHER_HEADS = [{"classes": 9}, {"own_head": True}]
+
+
+@pytest.mark.parametrize("change", OTHER_HEADS)
+def test_a_plan_of_a_random_network_is_refused_under_another_head(
+    cnn: ModelOutline, change: dict[str, Any]
+) -> None:
+    with pytest.raises(PlanError, match=r"random network.*was made for a new head of 4 classes"):
         check_plan(full_plan(cnn), cnn.model_copy(update=change))
+
+
+@pytest.mark.parametrize("change", OTHER_HEADS)
+def test_a_plan_fits_another_head_unless_it_writes_into_it(
+    cnn: ModelOutline, change: dict[str, Any]
+) -> None:
+    loaded = cnn.model_copy(
+        update={"spec": cnn.spec.model_copy(update={"weights": "pretrained"}), "own_head": False}
+    )
+    (head,) = [layer for layer in loaded.layers if layer.head]
+    body = make_plan(loaded, [layer.name for layer in loaded.layers if not layer.head])
+    parameters = tuple(parameter.name for parameter in head.parameters)
+    first = body.targets[0]
+    written = first.model_copy(
+        update={"layer": head.name, "parameters": parameters, "buffers": (), "entries": ()}
+    )
+    into_head = body.model_copy(update={"targets": (*body.targets, written)})
+
+    check_plan(body, loaded.model_copy(update=change))
+    check_plan(into_head, loaded)
+    with pytest.raises(PlanError, match=f'writes into the head "{head.name}"'):
+        check_plan(into_head, loaded.model_copy(update=change))
 
 
 @pytest.mark.parametrize(
@@ -555,7 +576,7 @@ def test_a_name_the_network_does_not_have_is_refused(
 def test_a_random_control_takes_as_many_layers_of_the_same_kind(vit: ModelOutline) -> None:
     plan = make_plan(vit, ["blocks.0.mlp.fc1", "blocks.0.norm1", "blocks.1.attn.proj"])
 
-    control = random_control(vit, plan, seed=0)
+    control = random_layers(vit, plan, seed=0)
 
     kinds = {layer.name: layer.kind for layer in vit.layers}
     assert sorted(kinds[target.layer] for target in control.targets) == ["linear", "linear", "norm"]
@@ -566,7 +587,7 @@ def test_a_random_control_takes_as_many_layers_of_the_same_kind(vit: ModelOutlin
 def test_a_random_control_never_takes_the_plans_own_layers(vit: ModelOutline, seed: int) -> None:
     plan = make_plan(vit, ["blocks.0.mlp.fc1", "blocks.1.mlp.fc2", "norm", "pos_embed"])
 
-    control = random_control(vit, plan, seed=seed)
+    control = random_layers(vit, plan, seed=seed)
 
     drawn = [target.layer for target in control.targets]
     assert not set(drawn) & {target.layer for target in plan.targets}
@@ -577,9 +598,9 @@ def test_a_random_control_never_takes_the_plans_own_layers(vit: ModelOutline, se
 def test_a_random_control_depends_on_its_seed_alone(vit: ModelOutline) -> None:
     plan = make_plan(vit, ["blocks.0.mlp.fc1", "blocks.0.norm1"])
 
-    texts = {seed: plan_json(random_control(vit, plan, seed=seed)) for seed in range(8)}
+    texts = {seed: plan_json(random_layers(vit, plan, seed=seed)) for seed in range(8)}
 
-    assert texts == {seed: plan_json(random_control(vit, plan, seed=seed)) for seed in range(8)}
+    assert texts == {seed: plan_json(random_layers(vit, plan, seed=seed)) for seed in range(8)}
     assert len(set(texts.values())) > 1
 
 
@@ -593,11 +614,11 @@ def test_a_random_control_keeps_scheme_numbers_seed_and_freeze(vit: ModelOutline
         freeze=["patch"],
     )
 
-    target = random_control(vit, plan, seed=3).targets[0]
+    target = random_layers(vit, plan, seed=3).targets[0]
 
     assert target.scheme == plan.targets[0].scheme
     assert target.seed == 11
-    assert random_control(vit, plan, seed=3).freeze == ("patch",)
+    assert random_layers(vit, plan, seed=3).freeze == ("patch",)
 
 
 def test_a_random_control_keeps_what_each_target_writes(vit: ModelOutline) -> None:
@@ -605,7 +626,7 @@ def test_a_random_control_keeps_what_each_target_writes(vit: ModelOutline) -> No
     shuffled = make_plan(vit, ["blocks.1.norm1"], scheme="permute", seed=6)
     plan = compose_plans(zeros, shuffled)
 
-    control = random_control(vit, plan, seed=0)
+    control = random_layers(vit, plan, seed=0)
 
     kinds = {layer.name: layer.kind for layer in vit.layers}
     found = {(kinds[t.layer], t.scheme.name, t.seed) for t in control.targets}
@@ -615,7 +636,7 @@ def test_a_random_control_keeps_what_each_target_writes(vit: ModelOutline) -> No
 def test_a_random_control_says_how_the_sizes_compare(vit: ModelOutline) -> None:
     plan = make_plan(vit, ["blocks.0.mlp.fc1"])
 
-    control = random_control(vit, plan, seed=1)
+    control = random_layers(vit, plan, seed=1)
 
     own, other = (
         100 * plan_size(vit, [target.layer for target in each.targets]).fraction
@@ -632,7 +653,7 @@ def test_a_random_control_is_near_the_plan_in_size(vit: ModelOutline) -> None:
     asked = plan_size(vit, [target.layer for target in plan.targets]).parameters
 
     for seed in range(10):
-        control = random_control(vit, plan, seed=seed)
+        control = random_layers(vit, plan, seed=seed)
         drawn = plan_size(vit, [target.layer for target in control.targets]).parameters
         # The smallest linear layer is half of those the plan has, the largest half as much again.
         assert 0.5 * asked <= drawn <= 1.6 * asked
@@ -642,7 +663,7 @@ def test_a_plan_of_everything_leaves_no_random_control(cnn: ModelOutline) -> Non
     plan = make_plan(cnn, [layer.name for layer in cnn.layers])
 
     with pytest.raises(PlanError, match="no other layer is left for a random control"):
-        random_control(cnn, plan, seed=0)
+        random_layers(cnn, plan, seed=0)
 
 
 # The published schema

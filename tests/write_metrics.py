@@ -1,12 +1,13 @@
-"""Write the page of metrics and rules from their registries: `python -m tests.write_metrics`."""
+"""Write the page of metrics and checks from the catalogue: `python -m tests.write_metrics`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from core import list_metrics, list_presets
+from core.catalogue.checks import Check
 from core.catalogue.metrics import MetricInfo
-from core.judge import FAR_BEYOND, JudgeRule
+from core.judge import FAR_BEYOND
 
 METRICS_FILE = Path(__file__).resolve().parent.parent / "assets" / "metrics.md"
 FAMILIES = {
@@ -15,10 +16,10 @@ FAMILIES = {
     "weight": "Weights",
     "transfer": "Transfer (the slower pass, `--transfer`)",
 }
-INTRODUCTION = """# Metrics and rules
+INTRODUCTION = """# Metrics and checks
 
-Made by `python -m tests.write_metrics` from the registries in `core/metrics.py` and
-`core/judge.py`.
+Made by `python -m tests.write_metrics` from `core/catalogue/metrics.py` and
+`core/catalogue/checks.py`.
 
 Every figure stands beside that of a fresh twin: the same architecture with its own random
 initialisation and the same new head, on the same batches. A metric that does not apply to a layer
@@ -29,7 +30,7 @@ Figures that vary with the images have a 95 % interval from the spread between b
 t), and so has their ratio to the twin, from batches measured in pairs. Gradient norms of single
 batches are mostly noise where batches disagree; their intervals are widened by that share.
 """
-RULES = f"""## Rules
+CHECKS = f"""## Checks
 
 Limits are those of the source named, and can be changed. Two things are Limber's, in every preset:
 
@@ -67,9 +68,9 @@ def _entry(info: MetricInfo) -> str:
     return "\n".join(lines)
 
 
-def _rule(rule: JudgeRule) -> str:
-    says = rule.says.format(threshold=rule.threshold, percent=100 * rule.threshold)
-    return f"- `{rule.name}` (`{rule.metric}`): layers that {says}. Source: {rule.source}."
+def _check(check: Check) -> str:
+    says = check.says.format(threshold=check.threshold, percent=100 * check.threshold)
+    return f"- `{check.name}` (`{check.metric}`): layers that {says}. Source: {check.source}."
 
 
 def metrics_text() -> str:
@@ -84,10 +85,10 @@ def metrics_text() -> str:
             ]
             if entries:
                 parts += [f"## {name}\n", *entries]
-    parts.append(RULES)
+    parts.append(CHECKS)
     for preset in list_presets():
-        rules = "\n".join(_rule(rule) for rule in preset.rules)
-        parts.append(f"### `{preset.name}`: {preset.title}\n\n{preset.description}\n\n{rules}\n")
+        checks = "\n".join(_check(check) for check in preset.checks)
+        parts.append(f"### `{preset.name}`: {preset.title}\n\n{preset.description}\n\n{checks}\n")
     return "\n".join(parts)
 
 

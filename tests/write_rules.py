@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.edit.draws import RANGES, list_schemes
-from core.plan import list_rules
+from core.catalogue.rules import list_rules
+from core.catalogue.schemes import list_schemes
 
 RULES_FILE = Path(__file__).resolve().parent.parent / "assets" / "rules.md"
 
@@ -46,7 +46,7 @@ def rules_text() -> str:
         lines += ["", f"### {scheme.name}: {scheme.title}{symbol}", "", scheme.description, ""]
         lines.append(f"- For {', '.join(f'{each}s' for each in scheme.granularities)}.")
         for name, value in scheme.parameters.items():
-            low, high = RANGES.get((scheme.name, name), (None, None))
+            low, high = scheme.ranges.get(name, (None, None))
             span = "" if low is None else f", {low:g} to {high:g}"
             lines.append(f"- `--set {name}=...`: default {value:g}{span}.")
         if scheme.needs_data:

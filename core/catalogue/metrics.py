@@ -97,7 +97,7 @@ _ASKS = "layers that make the queries of an attention"
 _WEIGHTED = "all layers"
 _MATRIX = "layers whose weight has two axes or more, the smaller side up to 2,048"
 
-METRICS: tuple[MetricInfo, ...] = (
+_GRADIENT = (
     _metric(
         "grad_l2",
         "Gradient size (L2 norm)",
@@ -232,6 +232,9 @@ METRICS: tuple[MetricInfo, ...] = (
         reads="Share of units the loss practically never asks to change.",
         advice="High beside the twin: a candidate for a reset of these units.",
     ),
+)
+
+_ACTIVATION = (
     _metric(
         "saturated_fraction",
         "Saturated inputs of the activation (|f'| < 0.01)",
@@ -397,6 +400,9 @@ METRICS: tuple[MetricInfo, ...] = (
         advice="Near 0: saturated heads; resetting queries and keys frees them. Near 1: heads that "
         "have not learnt to look anywhere.",
     ),
+)
+
+_WEIGHT = (
     _metric(
         "weight_l2",
         "Weight norm",
@@ -528,6 +534,9 @@ METRICS: tuple[MetricInfo, ...] = (
         "42, and by more than 1 in 38.",
         advice="Read it beside the twin's; far from it, training has shaped the spectrum.",
     ),
+)
+
+_TRANSFER = (
     _metric(
         "probe_accuracy",
         "Linear-probe accuracy of the features",
@@ -570,6 +579,9 @@ METRICS: tuple[MetricInfo, ...] = (
         reads="1: the layer sees your images as a fresh network does. Near 0: quite differently.",
         advice="Near 1 in a deep layer: pretraining changed nothing that your data notices.",
     ),
+)
+
+_BY_UNIT = (
     _metric(
         "unit_weight_l2",
         "Weight norm of the unit",
@@ -676,6 +688,8 @@ METRICS: tuple[MetricInfo, ...] = (
         advice="Near 0: a saturated head.",
     ),
 )
+
+METRICS: tuple[MetricInfo, ...] = (*_GRADIENT, *_ACTIVATION, *_WEIGHT, *_TRANSFER, *_BY_UNIT)
 
 
 def list_metrics() -> tuple[MetricInfo, ...]:

@@ -6,8 +6,36 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from core.errors import PlanError
+from pydantic import computed_field
+
+from core.errors import PlanError, Remedy
 from core.records.base import Value
+
+
+class RuleOption(Value):
+    """A number or word that a rule takes: the command line's option and the page's field.
+
+    Attributes:
+        name: Key in a plan, and the option's name.
+        label: On the page.
+        help: What it is, for the command line.
+        kind: "number", "whole" (a whole number), "word" (one of `choices`) or "metric" (a name of
+            the catalogue's metrics).
+        default: None where it must be given; "" for no value.
+        low, high: Range of a number; None where open.
+        choices: Allowed words, with what the page calls them.
+        instead_of: Another option that it takes the place of. The page offers that one.
+    """
+
+    name: str
+    label: str
+    help: str
+    kind: Literal["number", "whole", "word", "metric"] = "number"
+    default: float | str | None = None
+    low: float | None = None
+    high: float | None = None
+    choices: dict[str, str] = {}
+    instead_of: str = ""
 
 
 class RuleInfo(Value):
@@ -19,9 +47,9 @@ class RuleInfo(Value):
         description: What is selected.
         source: Paper, or whose judgement it is.
         granularity: What it selects.
-        options: Its numbers and words with their defaults; None means that it must be given.
-        choices: Allowed words of options that are words.
-        needs: What it looks at beside the weights.
+        takes: Its options, in the order in which a form shows them.
+        needs: What it looks at besides the weights.
+        needs_only: Option to the words for which it needs that; empty where it always does.
         scheme: What is written unless another scheme is named.
     """
 
@@ -30,16 +58,56 @@ class RuleInfo(Value):
     description: str
     source: str
     granularity: Literal["layer", "unit", "weight", "any"]
-    options: dict[str, float | str | None] = {}
-    choices: dict[str, tuple[str, ...]] = {}
+    takes: tuple[RuleOption, ...] = ()
     needs: Literal["nothing", "images", "a diagnosis", "a plan"] = "nothing"
+    needs_only: dict[str, tuple[str, ...]] = {}
     scheme: str = "architecture"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def options(self) -> dict[str, float | str | None]:
+        """Name of an option to its default; None means that it must be given."""
+        return {option.name: option.default for option in self.takes}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Name of an option that is a word to the words it may be."""
+        return {option.name: tuple(option.choices) for option in self.takes if option.choices}
+
+    def looks(self, chosen: Mapping[str, float | str | None]) -> bool:
+        """Whether it needs what `needs` names, with these options (None for the default)."""
+        return self.needs in ("images", "a diagnosis") and all(
+            (self.options[name] if chosen.get(name) is None else chosen[name]) in words
+            for name, words in self.needs_only.items()
+        )
 
 
 SEED_PAPER = "Coetzer et al. 2026, arXiv:2603.20860"
 
 
-PERCENT: dict[str, float | str | None] = {"percent": 10.0}
+def _percent(default: float) -> RuleOption:
+    return RuleOption(
+        name="percent",
+        label="Share (%)",
+        help="share that is chosen, 0 to 100",
+        default=default,
+        low=0,
+        high=100,
+    )
+
+
+def _limit(
+    default: float | str | None, *, low: float | None = 0, instead_of: str = ""
+) -> RuleOption:
+    return RuleOption(
+        name="threshold",
+        label="Limit",
+        help="limit of the rule",
+        default=default,
+        low=low,
+        instead_of=instead_of,
+    )
 
 
 RULES: tuple[RuleInfo, ...] = (
@@ -57,7 +125,17 @@ RULES: tuple[RuleInfo, ...] = (
         description="The last N blocks and what follows them, but not a new head.",
         source="Zhang et al., Revisiting Few-sample BERT Fine-tuning, ICLR 2021, arXiv:2006.05987",
         granularity="layer",
-        options={"blocks": 1.0},
+        takes=(
+            RuleOption(
+                name="blocks",
+                label="Blocks",
+                help="how many of the last blocks",
+                kind="whole",
+                default=1.0,
+                low=1,
+                high=1e6,
+            ),
+        ),
     ),
     RuleInfo(
         name="threshold",
@@ -66,8 +144,31 @@ RULES: tuple[RuleInfo, ...] = (
         "the fresh twin's, lies above or below a limit.",
         source="your judgement on a diagnosis",
         granularity="any",
-        options={"metric": None, "threshold": None, "side": "above", "of": "value"},
-        choices={"side": ("above", "below"), "of": ("value", "ratio")},
+        takes=(
+            RuleOption(
+                name="metric",
+                label="Figure",
+                help="figure of the rule threshold (see: list metrics)",
+                kind="metric",
+            ),
+            _limit(None, low=None),
+            RuleOption(
+                name="side",
+                label="Side",
+                help="of the rule threshold: above or below",
+                kind="word",
+                default="above",
+                choices={"above": "above the limit", "below": "below the limit"},
+            ),
+            RuleOption(
+                name="of",
+                label="Measured as",
+                help="of the rule threshold: value, or ratio to the fresh twin's",
+                kind="word",
+                default="value",
+                choices={"value": "the value", "ratio": "the ratio to the fresh twin"},
+            ),
+        ),
         needs="a diagnosis",
     ),
     RuleInfo(
@@ -77,7 +178,7 @@ RULES: tuple[RuleInfo, ...] = (
         "the least |w|, the head included; of each bias as many, which become 0.",
         source=f"{SEED_PAPER} (W)",
         granularity="weight",
-        options=PERCENT,
+        takes=(_percent(10.0),),
         scheme="mean",
     ),
     RuleInfo(
@@ -90,7 +191,7 @@ RULES: tuple[RuleInfo, ...] = (
         "write after |w|.",
         source=f"{SEED_PAPER} (WG)",
         granularity="weight",
-        options=PERCENT,
+        takes=(_percent(10.0),),
         needs="images",
         scheme="mean",
     ),
@@ -102,9 +203,24 @@ RULES: tuple[RuleInfo, ...] = (
         "at random.",
         source="Hernandez-Garcia et al. 2025, arXiv:2508.00212",
         granularity="weight",
-        options={"percent": 10.0, "threshold": "", "utility": "gradient"},
-        choices={"utility": ("gradient", "magnitude", "random")},
+        takes=(
+            _percent(10.0),
+            _limit("", instead_of="percent"),
+            RuleOption(
+                name="utility",
+                label="Utility",
+                help="of the rule swr: gradient, magnitude or random",
+                kind="word",
+                default="gradient",
+                choices={
+                    "gradient": "|weight x gradient|",
+                    "magnitude": "|weight|",
+                    "random": "drawn at random",
+                },
+            ),
+        ),
         needs="images",
+        needs_only={"utility": ("gradient",)},
     ),
     RuleInfo(
         name="redo",
@@ -113,7 +229,7 @@ RULES: tuple[RuleInfo, ...] = (
         "wherever they are read. What makes them is redrawn, what reads them becomes 0.",
         source="Sokar et al., ICML 2023, arXiv:2302.12902",
         granularity="unit",
-        options={"threshold": 0.025},
+        takes=(_limit(0.025),),
         needs="a diagnosis",
     ),
     RuleInfo(
@@ -122,7 +238,7 @@ RULES: tuple[RuleInfo, ...] = (
         description="As ReDo by the mean |gradient| at the unit's activation.",
         source="Liu et al. 2025, arXiv:2505.24061",
         granularity="unit",
-        options={"threshold": 0.025},
+        takes=(_limit(0.025),),
         needs="a diagnosis",
     ),
     RuleInfo(
@@ -137,7 +253,7 @@ RULES: tuple[RuleInfo, ...] = (
         "for convolutions has no such step.",
         source="Dohare et al., Nature 2024; code: shibhansh/loss-of-plasticity",
         granularity="unit",
-        options={"percent": 5.0},
+        takes=(_percent(5.0),),
         needs="images",
         scheme="kaiming-normal",
     ),
@@ -148,7 +264,7 @@ RULES: tuple[RuleInfo, ...] = (
         "(activation - its mean)|, the first-order cost of replacing the unit by its mean.",
         source="arXiv:2605.06834",
         granularity="unit",
-        options={"percent": 5.0},
+        takes=(_percent(5.0),),
         needs="images",
     ),
     RuleInfo(
@@ -160,7 +276,7 @@ RULES: tuple[RuleInfo, ...] = (
         "needs.",
         source="arXiv:2508.00212 compares with random choice",
         granularity="any",
-        options={"percent": 10.0},
+        takes=(_percent(10.0),),
         needs="a plan",
     ),
 )
@@ -176,8 +292,8 @@ def rule_named(name: str) -> RuleInfo:
         if rule.name == name:
             return rule
     raise PlanError(
-        f'There is no rule "{name}". Known: {", ".join(rule.name for rule in RULES)}. See python '
-        "-m core list rules."
+        f'There is no rule "{name}". Known: {", ".join(rule.name for rule in RULES)}.',
+        Remedy.LIST_RULES,
     )
 
 
@@ -189,40 +305,73 @@ def rule_options(
     Raises:
         PlanError: An option it does not take, a word or number it does not allow, or one missing.
     """
+    known = {option.name: option for option in rule.takes}
     chosen = dict(rule.options)
-    for key, value in given.items():
+    for name, value in given.items():
         if value is None:
             continue
-        if key not in chosen:
-            takes = ", ".join(f"--{name}" for name in rule.options) or "no options"
-            raise PlanError(f'The rule "{rule.name}" takes no --{key}. It takes {takes}.')
-        if key in rule.choices and value not in rule.choices[key]:
+        if name not in known:
+            takes = ", ".join(f'"{option}"' for option in known) or "no options"
             raise PlanError(
-                f'--{key} is "{value}"; the rule "{rule.name}" knows '
-                f"{', '.join(rule.choices[key])}."
+                f'The rule "{rule.name}" takes no "{name}". It takes {takes}.',
+                Remedy.NO_OPTION,
+                option=name,
             )
-        chosen[key] = value
-    for key, value in chosen.items():
-        if value is None:
-            raise PlanError(f'The rule "{rule.name}" needs --{key}.')
-        low, high = {"percent": (0.0, 100.0), "blocks": (1.0, 1e6)}.get(key, (None, None))
-        if low is not None and not (isinstance(value, int | float) and low <= value <= high):  # type: ignore[operator]
-            raise PlanError(f"--{key} is {value}; give a number from {low:g} to {high:g}.")
-        if key == "threshold" and value != "":
-            _check_threshold(rule, float(value))
+        other = known[name].instead_of
+        if other and given.get(other) is not None:
+            raise PlanError(
+                f'The rule "{rule.name}" takes "{other}" or "{name}", and both are given.',
+                Remedy.NO_OPTION,
+                option=name,
+            )
+        chosen[name] = value
+    for name, value in chosen.items():
+        _check_option(rule, known[name], value)
     return chosen
 
 
-def _check_threshold(rule: RuleInfo, value: float) -> None:
-    if not math.isfinite(value):
-        raise PlanError(f"--threshold is {value}; give a finite number.")
-    if value < 0 and rule.name != "threshold":
+def _check_option(rule: RuleInfo, option: RuleOption, value: float | str | None) -> None:
+    """Raise unless a rule's option may have that value.
+
+    Raises:
+        PlanError: It is missing, or a word or number that is not allowed.
+    """
+    name = option.name
+    if value is None:
         raise PlanError(
-            f'--threshold is {value:g}; what the rule "{rule.name}" compares with it is never '
-            "below 0. Give 0 or more."
+            f'The rule "{rule.name}" needs a "{name}".', Remedy.GIVE_OPTION, option=name
         )
+    if option.choices and value not in option.choices:
+        odd, must = f'"{value}"', " or ".join(option.choices)
+    elif option.kind not in ("number", "whole") or value == "":
+        return
+    else:
+        low = -math.inf if option.low is None else option.low
+        high = math.inf if option.high is None else option.high
+        number = value if isinstance(value, int | float) else math.nan
+        if low <= number <= high and math.isfinite(number):
+            return
+        odd, must = f"{value}", "a finite number"
+        if option.high is not None:
+            must = f"a number from {low:g} to {high:g}"
+        elif math.isfinite(number):
+            must = f"{low:g} or more, because what it is compared with is never below {low:g}"
+    raise PlanError(
+        f'The "{name}" of the rule "{rule.name}" must be {must}; it is {odd}.',
+        Remedy.OTHER_OPTION,
+        option=name,
+    )
 
 
 def list_rules() -> tuple[RuleInfo, ...]:
     """Return the ways to choose what is reset."""
     return RULES
+
+
+def rule_option_names() -> dict[str, RuleOption]:
+    """Return every option that any rule takes, by name, in the order of the table."""
+    options: dict[str, RuleOption] = {}
+    for rule in RULES:
+        for option in rule.takes:
+            options.setdefault(option.name, option)
+    return options

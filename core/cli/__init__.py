@@ -29,14 +29,15 @@ from core.cli.options import (
     only_given,
     otherwise,
     part_of,
+    progress_of,
     real_number,
     seed_list,
     seed_number,
-    watcher_of,
     whole_number,
 )
+from core.cli.remedies import sentence
 from core.cli.terminal import quiet_libraries, say, say_error, say_json
-from core.errors import LimberError, OptionError, PlanError, Stopped
+from core.errors import LimberError, OptionError, PlanError, Stopped, told
 from core.files.disk import no_room, settle_temporary_folder, trouble
 from core.records import Diagnosis
 
@@ -94,11 +95,10 @@ def _run(options: argparse.Namespace) -> int:
             sys.stdout.flush()
         except Stopped as error:
             events.emit("stopped")
-            say_error(str(error))
+            say_error(sentence(error))
             return 0
         except LimberError as error:
-            events.emit("error", message=str(error))
-            return _refused(error)
+            return _refused(error, events)
         except BrokenPipeError:
             # The reader of a listing has had enough.
             sys.stderr.close()
@@ -107,15 +107,13 @@ def _run(options: argparse.Namespace) -> int:
             if not no_room(error) and error.errno != errno.EIO:
                 events.emit("error", message=f"An error of ours: {type(error).__name__}: {error}")
                 raise
-            message = f"The output cannot be written ({error.strerror})."
+            fact = f"The output cannot be written ({error.strerror})."
             if error.filename is not None:
-                message = trouble(error, Path(os.fsdecode(error.filename)))
-            events.emit("error", message=message)
-            return _refused(OptionError(message))
+                fact = trouble(error, Path(os.fsdecode(error.filename)))
+            return _refused(OptionError(fact), events)
         except MemoryError:
-            message = "There is not enough memory. Take fewer images, a smaller batch or size."
-            events.emit("error", message=message)
-            return _refused(OptionError(message))
+            fact = "There is not enough memory. Take fewer images, a smaller batch or size."
+            return _refused(OptionError(fact), events)
         except KeyboardInterrupt:
             events.emit("stopped")
             return 130
@@ -123,17 +121,20 @@ def _run(options: argparse.Namespace) -> int:
             if "out of memory" not in str(error):
                 events.emit("error", message=f"An error of ours: {type(error).__name__}: {error}")
                 raise
-            message = "The device is out of memory. Take a smaller batch or image size."
-            events.emit("error", message=message)
-            return _refused(OptionError(message))
+            fact = "The device is out of memory. Take a smaller batch or image size."
+            return _refused(OptionError(fact), events)
         except Exception as error:
             events.emit("error", message=f"An error of ours: {type(error).__name__}: {error}")
             raise
     return 0
 
 
-def _refused(error: LimberError) -> int:
-    say_error(f"limber: {error}")
+def _refused(error: LimberError, events: Events | None = None) -> int:
+    """Say what happened and what to type next, on stderr and to who follows the events."""
+    words = sentence(error)
+    if events is not None:
+        events.emit("error", **told(error, words))
+    say_error(f"limber: {words}")
     return 2
 
 
@@ -142,7 +143,11 @@ def _add_measuring(commands: Any) -> None:
     add_model(measure)
     add_data(measure, required=True)
     measure.add_argument("--samples", type=whole_number, help="images (default 128)")
-    measure.add_argument("--batch-size", type=whole_number, help="images a batch (default 32)")
+    measure.add_argument(
+        "--batch-size",
+        type=whole_number,
+        help="images a batch (default 32, or fewer so that measuring takes four batches)",
+    )
     measure.add_argument("--image-size", type=whole_number, help="side in pixels")
     measure.add_argument("--device", default="auto", help="auto, cpu or cuda")
     measure.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
@@ -254,7 +259,7 @@ def _list(options: argparse.Namespace, _: Events) -> None:
 
 def _judging(options: argparse.Namespace, kept: Diagnosis | None = None) -> dict[str, Any]:
     """Return preset and limits: what is given, else what a diagnosis was judged by."""
-    from core.judge import DEFAULT_PRESET, checked_thresholds, preset_named
+    from core.catalogue.checks import DEFAULT_PRESET, checked_thresholds, preset_named
 
     preset, thresholds = DEFAULT_PRESET, {}
     if kept is not None:
@@ -275,39 +280,49 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
 
     data = resolve_data(options.data)
     spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
-    from core.pipeline import diagnose, measure_part
+    from core.pipeline.measuring import MeasureSettings, diagnose
+    from core.pipeline.parts import measure_part
 
-    chosen = {
-        "device": options.device,
-        "dtype": options.dtype,
-        "seed": options.seed,
-        "watcher": watcher_of(events),
+    progress = progress_of(events)
+    settings = MeasureSettings(
+        device=options.device,
+        dtype=options.dtype,
+        seed=options.seed,
         **only_given(
             samples=options.samples, batch_size=options.batch_size, image_size=options.image_size
         ),
-    }
+    )
     if options.part is not None:
         if options.histograms or options.transfer:
             raise OptionError(
-                "Parts keep sums alone; give --histograms to merge, and no --transfer."
+                "Parts keep only sums; give --histograms to merge, and no --transfer."
             )
         part, parts = options.part
         if options.preset is not None or options.threshold:
             raise OptionError("Parts are not judged; give --preset and --threshold to merge.")
-        images = measure_part(spec, data, options.out, part=part, parts=parts, **chosen)
+        images = measure_part(
+            spec, data, options.out, settings, part=part, parts=parts, progress=progress
+        )
         events.emit("done", out=str(options.out))
         say(f"Part {part} of {parts}: {images} images -> {options.out}")
         return
-    found = diagnose(spec, data, histograms=options.histograms, transfer=options.transfer, **chosen)
-    _report(*found, options, events)
+    diagnosis, units = diagnose(
+        spec,
+        data,
+        settings,
+        histograms=options.histograms,
+        transfer=options.transfer,
+        progress=progress,
+    )
+    _report(diagnosis, units, options, events)
 
 
 def _merge(options: argparse.Namespace, events: Events) -> None:
     check_out(options, companion="units")
-    from core.pipeline import merge_parts
+    from core.pipeline.parts import merge_parts
 
     _judging(options)
-    found = merge_parts(options.parts, histograms=options.histograms, watcher=watcher_of(events))
+    found = merge_parts(options.parts, histograms=options.histograms, progress=progress_of(events))
     _report(*found, options, events)
 
 
@@ -341,7 +356,7 @@ def _judge(options: argparse.Namespace, _: Events) -> None:
         found = [as_json(finding) for finding in diagnosis.findings]
         say_json(found)
         for remark in diagnosis.remarks:
-            # The list on stdout holds findings alone, for who reads it by program.
+            # The list on stdout holds only findings, for programs that read it.
             say_error(remark.sentence)
         return
     if not diagnosis.findings:
@@ -380,40 +395,39 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
     check_out(options, folder=True)
     _check_run(options)
     import core
+    from core.files.plans import read_plan
     from core.load import resolve_data, resolve_model
-    from core.plan import read_plan
 
     plans = [read_plan(path) for path in options.plan]
     if not plans and options.random_control:
         raise PlanError("A random control needs a plan whose size it takes: give --plan.")
     data = resolve_data(options.data)
     spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
-    from core import pipeline
-    from core.trial.engine import Settings
+    from core.pipeline import trial as trials
+    from core.pipeline.batches import DEFAULT_BATCH_SIZE, opened_images, outline_model
+    from core.trial.arms import Settings
 
-    watcher = watcher_of(events)
-    images = pipeline.opened_images(data, watcher).outline
+    progress = progress_of(events)
+    images = opened_images(data, progress).outline
     classes = len(images.classes)
     settings = Settings(
-        steps=otherwise(options.steps, pipeline.DEFAULT_STEPS),
-        batch_size=otherwise(options.batch_size, pipeline.DEFAULT_BATCH_SIZE),
+        steps=otherwise(options.steps, trials.DEFAULT_STEPS),
+        batch_size=otherwise(options.batch_size, DEFAULT_BATCH_SIZE),
         head_lr=options.head_lr,
-        eval_every=otherwise(options.eval_every, pipeline.DEFAULT_EVAL_EVERY),
-        lr=pipeline.outline_model(spec, classes=classes).default_lr
-        if options.lr is None
-        else options.lr,
+        eval_every=otherwise(options.eval_every, trials.DEFAULT_EVAL_EVERY),
+        lr=outline_model(spec, classes=classes).default_lr if options.lr is None else options.lr,
     )
     if options.random_control:
         sight = core.Sight(data=data, samples=options.train_images, image_size=options.image_size)
-        control = core.random_twin(plans[0], seed=0, sight=sight, watcher=watcher)
+        control = core.random_control(plans[0], seed=0, sight=sight, progress=progress)
         plans.append(control)
-    trial = pipeline.prepare_trial(
+    trial = trials.prepare_trial(
         spec,
         data,
         plans,
         settings=settings,
         device=options.device,
-        watcher=watcher,
+        progress=progress,
         **only_given(
             seeds=options.seeds,
             image_size=options.image_size,
@@ -428,12 +442,12 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
     done = 0
     for step in trial.steps:
         steps.append(step)
-        events.step(pipeline.step_event(step))
+        events.step(trials.step_event(step))
         if step.step > 0:
             done += 1
             events.progress(done, total, "steps")
     finished = done == total
-    comparison = pipeline.write_run(record, steps, options.out, finished=finished)
+    comparison = trials.write_run(record, steps, options.out, finished=finished)
     if finished:
         events.emit("done", out=str(options.out))
     else:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from core.cli.terminal import say_error
 from core.errors import OptionError
 from core.files.claims import lock
 from core.files.disk import no_room, trouble
@@ -105,10 +106,9 @@ class Events:
                 self._file = None
         self._clear()
         if self._unwritten and not self._refused:
-            # Where stderr is a file on the same disk there is nobody left to tell.
-            with suppress(OSError):
-                line = f'--events "{self._path}" could not be written to its end ({self._why}).'
-                print(one_line(f"limber: {line}"), file=sys.stderr)
+            say_error(
+                f'limber: --events "{self._path}" could not be written to its end ({self._why}).'
+            )
 
     def _interrupted(self, *_: object) -> None:
         if self._stop.is_set():

@@ -11,13 +11,15 @@ import base64
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from core.cli.events import Events
 from core.cli.options import add_data, add_model, as_json, otherwise, whole_number
+from core.cli.remedies import sentence
 from core.cli.terminal import say, say_json
-from core.errors import LimberError, OptionError
+from core.errors import LimberError, OptionError, Remedy, told
 from core.limits import is_no_memory, limit_memory, limit_time
 
 if TYPE_CHECKING:
@@ -57,14 +59,9 @@ def _inspect(options: argparse.Namespace, _: Events) -> None:
         raise OptionError("There is nothing to inspect. Give --model, --data or --plan.")
     _set_limits(options)
     try:
-        found = _found(options)
+        found = _within_limits(options)
     except LimberError as error:
-        if options.memory_mb is not None and is_no_memory(error):
-            raise OptionError(_too_large(options)) from error
-        raise
-    except (MemoryError, RuntimeError, OSError) as error:
-        if options.memory_mb is not None and is_no_memory(error):
-            raise OptionError(_too_large(options)) from error
+        _say_refusal(error, options)
         raise
     if options.json:
         say_json(found, indent=None)
@@ -72,10 +69,26 @@ def _inspect(options: argparse.Namespace, _: Events) -> None:
         _say(found)
 
 
+def _within_limits(options: argparse.Namespace) -> dict[str, Any]:
+    try:
+        return _found(options)
+    except (LimberError, MemoryError, RuntimeError, OSError) as error:
+        if options.memory_mb is not None and is_no_memory(error):
+            raise _too_large(options) from error
+        raise
+
+
+def _say_refusal(error: LimberError, options: argparse.Namespace) -> None:
+    """Tell a program what a person reads on stderr, so that it can name its own remedy."""
+    if options.json:
+        say_json({"error": told(error, sentence(error))}, indent=None)
+        sys.stdout.flush()
+
+
 def _found(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if options.plan is not None:
-        from core.plan import read_plan
+        from core.files.plans import read_plan
 
         try:
             companion = None if options.companion is None else options.companion.read_bytes()
@@ -95,7 +108,7 @@ def _found(options: argparse.Namespace) -> dict[str, Any]:
             found["images"] = _images(data, options)
     if options.model is not None:
         from core.load import resolve_model
-        from core.pipeline import outline_model
+        from core.pipeline.batches import outline_model
 
         spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
         found["model"] = as_json(outline_model(spec, classes=options.classes))
@@ -163,36 +176,38 @@ def _set_limits(options: argparse.Namespace) -> None:
     if options.memory_mb is not None:
         if options.memory_mb < LEAST_MB:
             raise OptionError(f"--memory-mb is {options.memory_mb}; give at least {LEAST_MB}.")
-        limit_memory(options.memory_mb, lambda: _end(_too_large(options)))
+        limit_memory(options.memory_mb, lambda: _end(_too_large(options), options))
     if options.seconds is not None:
         if options.seconds < LEAST_S:
             raise OptionError(f"--seconds is {options.seconds}; give at least {LEAST_S}.")
-        limit_time(options.seconds, lambda: _end(_too_long(options)))
+        limit_time(options.seconds, lambda: _end(_too_long(options), options))
 
 
 def _what(options: argparse.Namespace) -> str:
     files = (options.plan, options.checkpoint, options.data)
-    names = [f'"{Path(each).name}"' for each in files if each]
+    names = [f'"{Path(file).name}"' for file in files if file]
     return " and ".join(names) or f'model "{options.model}"'
 
 
-def _too_large(options: argparse.Namespace) -> str:
-    return (
+def _too_large(options: argparse.Namespace) -> OptionError:
+    return OptionError(
         f"{_what(options)} needs more than {options.memory_mb:,} MB of memory to open: it may be "
-        "damaged, or made to fill the memory. If it is sound, give more with --memory-mb."
+        "damaged, or made to fill the memory.",
+        Remedy.MORE_MEMORY,
     )
 
 
-def _too_long(options: argparse.Namespace) -> str:
-    return (
-        f"{_what(options)} was not open after {options.seconds} seconds. If it is sound, give more "
-        "with --seconds."
+def _too_long(options: argparse.Namespace) -> OptionError:
+    return OptionError(
+        f"{_what(options)} was not open after {options.seconds} seconds.", Remedy.MORE_TIME
     )
 
 
-def _end(sentence: str) -> NoReturn:
-    sys.stderr.write(f"limber: {sentence}\n")
+def _end(error: OptionError, options: argparse.Namespace) -> NoReturn:
+    sys.stderr.write(f"limber: {sentence(error)}\n")
     sys.stderr.flush()
+    with suppress(OSError, ValueError):
+        _say_refusal(error, options)
     # The reader is somewhere inside a library; nothing it holds needs an orderly end.
     os._exit(2)
 
@@ -211,4 +226,4 @@ def _say(found: dict[str, Any]) -> None:
         model = found["model"]
         say(f"{model['title']}: {len(model['layers'])} layers, {model['parameters']:,} parameters")
         for note in model["notes"]:
-            say(f"  {note}")
+            say(f"  {note['sentence']}")

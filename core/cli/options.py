@@ -12,12 +12,12 @@ from typing import Any
 
 from core.cli.events import Events
 from core.cli.terminal import say_error
-from core.errors import OptionError
-from core.export import Companion, companion_path
+from core.errors import OptionError, Remedy
 from core.files.claims import Holder, claimed
 from core.files.disk import no_room, trouble
 from core.files.inputs import is_there, read_input, strict_json
-from core.plan.reading import MAX_PLAN_BYTES, MAX_PLAN_VALUES
+from core.files.plans import MAX_PLAN_BYTES, MAX_PLAN_VALUES
+from core.files.whole import CompanionKind, companion_path
 from core.records.base import Value
 from core.records.diagnosis import MAX_DIAGNOSIS_BYTES, MAX_DIAGNOSIS_VALUES
 
@@ -98,7 +98,16 @@ def only_given(**given: Any) -> dict[str, Any]:
 
 
 def named_numbers(texts: Sequence[str], option: str, example: str) -> dict[str, float]:
-    """Read NAME=NUMBER options."""
+    """Read NAME=NUMBER options.
+
+    Args:
+        texts: As they were typed.
+        option: The option, for the message.
+        example: One that is right, for the message.
+
+    Raises:
+        OptionError: One is not NAME=NUMBER.
+    """
     numbers: dict[str, float] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -116,11 +125,11 @@ def otherwise(given: int | None, default: int) -> int:
     return default if given is None else given
 
 
-def watcher_of(events: Events) -> Any:
-    """Return a watcher that tells events and stops on a wish."""
-    from core.pipeline import Watcher
+def progress_of(events: Events) -> Any:
+    """Return a progress that tells events and stops on a wish."""
+    from core.pipeline.progress import Progress
 
-    return Watcher(phase=events.phase, progress=events.progress, should_stop=events.should_stop)
+    return Progress(phase=events.phase, advance=events.progress, should_stop=events.should_stop)
 
 
 def as_json(value: Value) -> dict[str, Any]:
@@ -173,7 +182,7 @@ def same_file(first: Path, second: Path) -> bool:
 
 
 def check_out(
-    options: argparse.Namespace, *, folder: bool = False, companion: Companion | None = None
+    options: argparse.Namespace, *, folder: bool = False, companion: CompanionKind | None = None
 ) -> None:
     """Find out before the work, not after it, that the result has no place to go, and claim it.
 
@@ -194,8 +203,10 @@ def check_out(
         found = options.held.enter_context(claim)
     except OSError as error:
         if no_room(error):
-            raise OptionError(f"{trouble(error, path)} Or give another --out.") from error
-        raise OptionError(f'--out "{path}" cannot be used ({error.strerror}).') from error
+            raise OptionError(trouble(error, path), Remedy.START_AGAIN) from error
+        raise OptionError(
+            f'"{path}" cannot be used ({error.strerror}).', Remedy.OTHER_PLACE
+        ) from error
     if isinstance(found, Holder):
         raise OptionError(
             f'--out "{path}" is being written by {found.words()}. Wait until it is done, or give '
@@ -209,8 +220,10 @@ def check_out(
 
 
 def _check_place(
-    path: Path, *, folder: bool, inputs: Sequence[Path], companion: Companion | None
+    path: Path, *, folder: bool, inputs: Sequence[Path], companion: CompanionKind | None
 ) -> None:
+    if not folder and path.is_symlink():
+        raise OptionError(f'--out "{path}" is a link; give the place it leads to.')
     if folder and path.exists() and not path.is_dir():
         raise OptionError(f'--out "{path}" is a file; give a folder for the run.')
     if not folder and path.is_dir():

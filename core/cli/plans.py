@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from core.catalogue.rules import rule_named, rule_option_names, rule_options
 from core.cli.events import Events
 from core.cli.options import (
     add_data,
@@ -20,14 +21,14 @@ from core.cli.options import (
     files_of,
     named_numbers,
     only_given,
+    progress_of,
     real_number,
     same_file,
     seed_number,
-    watcher_of,
     whole_number,
 )
 from core.cli.terminal import say, say_json
-from core.errors import OptionError, PlanError
+from core.errors import OptionError, PlanError, Remedy
 from core.records import Diagnosis, ModelOutline, ModelSpec, Pattern, ReinitPlan
 
 # What an export writes beside plan and weights.
@@ -42,7 +43,11 @@ def add_commands(commands: Any) -> None:
     preview.add_argument("plan", type=Path)
     add_data(preview, required=False)
     preview.add_argument("--samples", type=whole_number, help="images (default 64)")
-    preview.add_argument("--batch-size", type=whole_number, help="images a batch (default 32)")
+    preview.add_argument(
+        "--batch-size",
+        type=whole_number,
+        help="images a batch (default 32)",
+    )
     preview.add_argument("--image-size", type=whole_number, help="side in pixels")
     preview.add_argument("--device", default="auto", help="auto, cpu or cuda")
     preview.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
@@ -92,17 +97,17 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument(
         "--rule", default="by-hand", metavar="NAME", help="what chooses (see: list rules)"
     )
-    plan.add_argument("--percent", type=real_number, help="share that is chosen, 0 to 100")
-    plan.add_argument("--threshold", type=real_number, help="limit of the rule")
-    plan.add_argument("--blocks", type=whole_number, help="how many of the last blocks")
-    plan.add_argument("--metric", help="figure of the rule threshold (see: list metrics)")
-    plan.add_argument("--side", help="of the rule threshold: above or below")
-    plan.add_argument("--of", help="of the rule threshold: value, or ratio to the fresh twin's")
-    plan.add_argument("--utility", help="of the rule swr: gradient, magnitude or random")
+    for option in rule_option_names().values():
+        kind = {"number": real_number, "whole": whole_number}.get(option.kind, str)
+        plan.add_argument(f"--{option.name}", type=kind, help=option.help)
     plan.add_argument("--like", type=Path, help="of the rule random: the plan to be matched")
     plan.add_argument("--diagnosis", type=Path, help="diagnosis.json, where a rule looks at one")
     plan.add_argument("--samples", type=whole_number, help="at most so many images")
-    plan.add_argument("--batch-size", type=whole_number, help="images a batch (default 32)")
+    plan.add_argument(
+        "--batch-size",
+        type=whole_number,
+        help="images a batch (default 32)",
+    )
     plan.add_argument("--image-size", type=whole_number, help="side in pixels")
     plan.add_argument("--device", default="auto", help="auto, cpu or cuda")
     plan.add_argument(
@@ -170,13 +175,13 @@ def _ruled(
 ) -> tuple[ReinitPlan, ModelOutline, tuple[str, ...]]:
     """Return the plan of a rule, its network, and the layers a person named."""
     import core
-    from core.edit.draws import SCHEMES, scheme_numbers
+    from core.catalogue.schemes import SCHEMES, scheme_numbers
 
     rule, chosen = _checked_rule(options)
     numbers = named_numbers(options.set, "--set", "shrink=0.4")
     scheme = options.scheme or rule.scheme
     scheme_numbers(scheme, numbers)
-    allowed = SCHEMES[scheme][0].granularities
+    allowed = SCHEMES[scheme].granularities
     if rule.granularity in ("unit", "weight") and rule.granularity not in allowed:
         raise PlanError(
             f'The rule "{rule.name}" selects single {rule.granularity}s, and the scheme "{scheme}" '
@@ -211,7 +216,7 @@ def _ruled(
         classes=classes,
         sight=_sight(options),
         wish=wish,
-        watcher=watcher_of(events),
+        progress=progress_of(events),
     )
     return plan, outline, wish.layers or ()
 
@@ -234,13 +239,26 @@ def _matched_at_random(
 ) -> tuple[ReinitPlan, ModelOutline, tuple[str, ...]]:
     """Return the random control of the plan that --like names, and its network."""
     import core
-    from core.pipeline import plan_spec
+    from core.pipeline.applying import plan_spec
 
     if options.rule != "random":
-        raise OptionError("--like belongs to the rule random alone.")
-    own = "percent threshold blocks metric side of utility scheme set layers units keep_head freeze"
-    own += " lr_factor classes diagnosis"
-    given = [name for name in own.split() if getattr(options, name) not in (None, [], False)]
+        raise OptionError("--like only goes with the rule random.")
+    own = [
+        "scheme",
+        "set",
+        "layers",
+        "units",
+        "keep_head",
+        "freeze",
+        "lr_factor",
+        "classes",
+        "diagnosis",
+    ]
+    given = [
+        name
+        for name in (*rule_option_names(), *own)
+        if getattr(options, name) not in (None, [], False)
+    ]
     if given:
         raise OptionError(
             f"--{given[0].replace('_', '-')} does not go with --like: the control takes size, "
@@ -257,11 +275,11 @@ def _matched_at_random(
                 f"({like.model.weights}), and --model says {spec.source}:{spec.name} "
                 f"({spec.weights}). Leave --model out."
             )
-    control = core.random_twin(
+    control = core.random_control(
         like,
         seed=options.seed,
         sight=_sight(options),
-        watcher=watcher_of(events),
+        progress=progress_of(events),
         **only_given(name=None if options.name == "plan" else options.name),
     )
     return control, core.plan_outline(control), ()
@@ -277,11 +295,8 @@ def _check_words(options: argparse.Namespace) -> None:
 
 def _checked_rule(options: argparse.Namespace) -> tuple[Any, dict[str, float | str | None]]:
     """Return the rule and its options, refusing what cannot work before anything is loaded."""
-    from core.plan import rule_named, rule_options
-
     rule = rule_named(options.rule)
-    names = ("percent", "threshold", "blocks", "metric", "side", "of", "utility")
-    chosen = {name: getattr(options, name) for name in names}
+    chosen = {name: getattr(options, name) for name in rule_option_names()}
     if rule.name == "by-hand" and not options.layers and not options.units:
         raise OptionError(
             "The following arguments are required: --layers (or --units, or a --rule). See python "
@@ -294,15 +309,9 @@ def _checked_rule(options: argparse.Namespace) -> tuple[Any, dict[str, float | s
     if options.keep_head and rule.granularity != "weight":
         raise OptionError("--keep-head belongs to rules over single weights.")
     if options.units and rule.name != "by-hand":
-        raise OptionError("--units belongs to the rule by-hand alone.")
-    if rule.needs in ("images", "a diagnosis") and not (options.data or options.diagnosis):
-        needed = rule.name != "swr" or options.utility in (None, "gradient")
-        if needed:
-            raise PlanError(
-                f'The rule "{rule.name}" looks at {rule.needs}. Give --data or --diagnosis.'
-            )
-    if rule.name == "swr" and options.percent is not None and options.threshold is not None:
-        raise OptionError("Give the rule swr --percent or --threshold, not both.")
+        raise OptionError("--units only goes with the rule by-hand.")
+    if rule.looks(chosen) and not (options.data or options.diagnosis):
+        raise PlanError(f'The rule "{rule.name}" looks at {rule.needs}.', Remedy.GIVE_IMAGES)
     rule_options(rule, chosen)
     return rule, chosen
 
@@ -389,7 +398,7 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
     if options.out is not None:
         check_out(options)
     import core
-    from core.export import write_whole
+    from core.files.whole import write_whole
 
     plan = core.read_plan(options.plan)
     data = core.resolve_data(options.data) if options.data else None
@@ -398,7 +407,7 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
         data,
         image_size=options.image_size,
         device=options.device,
-        watcher=watcher_of(events),
+        progress=progress_of(events),
         **only_given(samples=options.samples, batch_size=options.batch_size),
     )
     text = found.model_dump_json(indent=1)
@@ -439,10 +448,10 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
 
 def _apply(options: argparse.Namespace, events: Events) -> None:
     check_out(options)
-    from core.plan import read_plan
+    from core.files.plans import read_plan
 
     plan = read_plan(options.plan)
-    from core.pipeline import reset_weights
+    from core.pipeline.applying import reset_weights
 
     events.phase("applying the plan")
     receipt = reset_weights(plan, options.out)
@@ -554,7 +563,7 @@ def _export(options: argparse.Namespace, events: Events) -> None:
 
     plan = core.read_plan(options.plan)
     _check_export(options.out, plan, files_of(options.plan))
-    receipt = core.export_plan(plan, options.out, watcher=watcher_of(events))
+    receipt = core.export_plan(plan, options.out, progress=progress_of(events))
     events.emit("done", out=str(options.out), receipt=as_json(receipt))
     if options.json:
         say_json(receipt.model_dump_json(indent=1))

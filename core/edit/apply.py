@@ -1,4 +1,4 @@
-"""Weights + plan -> edited weights and a receipt. The given weights are left alone."""
+"""Weights + plan -> edited weights and a receipt. The given weights stay as they are."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.edit.draws import SCHEMES, Request, draw, scheme_numbers
+from core.catalogue.schemes import scheme_named, scheme_numbers
+from core.edit.draws import Request, draw
 from core.errors import PlanError
-from core.files.plans import arrays_of, chosen_entries, demand
+from core.files.companions import arrays_of, chosen_entries, demand
 from core.records import Entries, ReinitPlan, ReinitReceipt, Target, TensorChange, Write
 from core.records.outline import is_bias
 from core.seeding import generator
@@ -20,7 +21,7 @@ State = dict[str, Tensor]
 MAX_SEEDS = 256
 
 
-def apply_plan(
+def edited_state(
     state: Mapping[str, Tensor],
     plan: ReinitPlan,
     *,
@@ -35,7 +36,8 @@ def apply_plan(
     target's seed and from generators named after the parameter, never from global state.
 
     Args:
-        state: A module's `state_dict()`, on the CPU; entries that share memory are tied.
+        state: A module's `state_dict()`, of any shapes, on the CPU; entries that share memory are
+            tied.
         plan: What to reset.
         fresh: Seed to the `state_dict` of the fresh twin of that seed.
         parameters: Names in `state` that are parameters; the rest are buffers.
@@ -43,106 +45,155 @@ def apply_plan(
         plan_text: The plan's JSON text, for its digest.
 
     Returns:
-        Every tensor of `state`, those the plan does not name being the same objects.
+        Every tensor of `state` in its shape and dtype; those that the plan does not name are the
+        same objects.
 
     Raises:
         PlanError: A name is missing, is no parameter (or buffer), is listed twice, or shares
             memory with a name the plan does not list; entries do not fit, or their companion is
             missing; or what it writes is not finite, or a variance below 0.
     """
-    listed = {
-        name
-        for target in plan.targets
-        for name in {*target.parameters} - {entries.tensor for entries in target.entries}
-    }
     _check_names(state, plan, parameters)
-    owner: dict[int, str] = {}
-    for name in sorted(parameters & state.keys()):
-        if state[name].numel():
-            owner.setdefault(state[name].data_ptr(), name)
-    tied: dict[str, list[str]] = {}
-    for name in sorted(parameters & state.keys()):
-        if state[name].numel():
-            tied.setdefault(owner[state[name].data_ptr()], []).append(name)
-    for group in tied.values():
-        inside = [name for name in group if name in listed]
-        if inside and len(inside) < len(group):
-            outside = next(name for name in group if name not in inside)
-            raise PlanError(
-                f'"{inside[0]}" shares its memory with "{outside}", which the plan does not list. '
-                "List both (they are reset once) or neither."
+    edit = _Edit(state, plan, parameters)
+    edit.check_ties()
+    edit.write(fresh)
+    _check_values(plan, state, edit.edited, edit.layers)
+    edit.follow_ties()
+    return edit.edited, edit.receipt(sha256, plan_text)
+
+
+class _Edit:
+    """An edit in the making.
+
+    Attributes:
+        edited: Name to tensor, written so far.
+        layers: Name of a written tensor to the layer that its target names.
+        selected: Name of a written tensor to the flags of what is written; None for all of it.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], plan: ReinitPlan, parameters: frozenset[str]
+    ) -> None:
+        self._state, self._plan, self._parameters = state, plan, parameters
+        self.edited: State = dict(state)
+        self.layers: dict[str, str] = {}
+        self.selected: dict[str, Tensor | None] = {}
+        # Of parameters that share memory the first by name stands for all.
+        self._owner: dict[int, str] = {}
+        self._tied: dict[str, list[str]] = {}
+        for name in sorted(parameters & state.keys()):
+            if state[name].numel():
+                first = self._owner.setdefault(state[name].data_ptr(), name)
+                self._tied.setdefault(first, []).append(name)
+
+    def check_ties(self) -> None:
+        """Raise where whole parameters share memory with others that the plan does not list."""
+        listed = {
+            name
+            for target in self._plan.targets
+            for name in {*target.parameters} - {entries.tensor for entries in target.entries}
+        }
+        for group in self._tied.values():
+            inside = [name for name in group if name in listed]
+            if inside and len(inside) < len(group):
+                outside = next(name for name in group if name not in inside)
+                raise PlanError(
+                    f'"{inside[0]}" shares its memory with "{outside}", which the plan does not '
+                    "list. List both (they are reset once) or neither."
+                )
+
+    def write(self, fresh: Callable[[int], Mapping[str, Tensor]]) -> None:
+        """Make every write of the plan, in order."""
+        arrays = arrays_of(self._plan)
+        wanted = _by_seed(self._plan)
+        twins: dict[int, Mapping[str, Tensor]] = {}
+        for place, write, target, entries in _writes(self._plan):
+            if target.seed not in twins:
+                # Each seed's twin is a whole network; what its targets name is all that is kept.
+                whole = fresh(target.seed)
+                names = wanted[target.seed] & whole.keys()
+                twins[target.seed] = {name: whole[name] for name in names}
+            name = place
+            if place in self._parameters:
+                name = self._owner.get(self._state[place].data_ptr(), place)
+            old, twin = self._state[name].detach(), twins[target.seed][place].detach()
+            flags = None if entries is None else entry_flags(entries, old, arrays)
+            if write == "scheme" and place in self._parameters:
+                new = _drawn(target, place, name, old=old, twin=twin, flags=flags)
+            else:
+                new = _fixed(write, self.edited[name].detach(), old, twin, entries, arrays)
+            self.edited[name] = new if flags is None else torch.where(flags, new, self.edited[name])
+            self.layers.setdefault(name, target.layer)
+            before = self.selected.get(name, torch.zeros((), dtype=torch.bool))
+            self.selected[name] = None if flags is None or before is None else before | flags
+
+    def follow_ties(self) -> None:
+        """Give parameters that share memory what was written into the first of them."""
+        for first, *others in self._tied.values():
+            for name in others:
+                if first in self.layers:
+                    self.edited[name] = self.edited[first]
+                    self.layers[name] = self.layers[first]
+                    self.selected[name] = self.selected[first]
+
+    def receipt(
+        self, sha256: Callable[[Mapping[str, Tensor]], str], plan_text: str
+    ) -> ReinitReceipt:
+        """Return what was written, and the digests before and after."""
+        counts = {
+            name: self._state[name].numel() if flags is None else int(flags.sum())
+            for name, flags in self.selected.items()
+        }
+        order = dict.fromkeys(name for target in self._plan.targets for name in _names(target))
+        order |= dict.fromkeys(self.layers)
+        changes = [
+            _change(
+                self.layers[name],
+                name,
+                self._state[name],
+                self.edited[name],
+                buffer=name not in self._parameters,
+                selected=counts[name],
             )
-    arrays = arrays_of(plan)
-    edited: State = dict(state)
-    twins: dict[int, Mapping[str, Tensor]] = {}
-    wanted = _by_seed(plan)
-    selected: dict[str, Tensor | None] = {}
-    layers: dict[str, str] = {}
-    for place, write, target, entries in _writes(plan):
-        if target.seed not in twins:
-            # Each seed's twin is a whole network; what its targets name is all that is kept.
-            whole = fresh(target.seed)
-            twins[target.seed] = {each: whole[each] for each in wanted[target.seed] & whole.keys()}
-        twin = twins[target.seed]
-        name = place if place not in parameters else owner.get(state[place].data_ptr(), place)
-        old = state[name].detach()
-        flags = None if entries is None else entry_flags(entries, old, arrays)
-        if write == "scheme" and place in parameters:
-            new = draw(
-                target.scheme.name,
-                Request(
-                    old=old,
-                    fresh=twin[place].detach(),
-                    generator=generator(target.seed, target.scheme.name, name),
-                    numbers=scheme_numbers(target.scheme.name, target.scheme.parameters),
-                    bias=is_bias(place),
-                    selected=flags,
-                ),
-            )
-        else:
-            new = _fixed(write, edited[name].detach(), old, twin[place], entries, arrays)
-        if flags is not None:
-            new = torch.where(flags, new, edited[name])
-        edited[name] = new
-        layers.setdefault(name, target.layer)
-        before = selected.get(name, torch.zeros((), dtype=torch.bool))
-        selected[name] = None if flags is None or before is None else before | flags
-    _check_values(plan, state, edited, layers)
-    for group in tied.values():
-        for name in group:
-            if group[0] in layers and name != group[0]:
-                edited[name] = edited[group[0]]
-                layers[name] = layers[group[0]]
-                selected[name] = selected[group[0]]
-    counts = {
-        name: state[name].numel() if flags is None else int(flags.sum())
-        for name, flags in selected.items()
-    }
-    order = list(dict.fromkeys([name for each in plan.targets for name in _names(each)]))
-    order += [name for name in layers if name not in order]
-    changes = [
-        _change(
-            layers[name],
-            name,
-            state[name],
-            edited[name],
-            buffer=name not in parameters,
-            selected=counts[name],
+            for name in order
+        ]
+        owners = set(self._owner.values())
+        return ReinitReceipt(
+            plan_sha256=hashlib.sha256(plan_text.encode()).hexdigest(),
+            before_sha256=sha256(self._state),
+            after_sha256=sha256(self.edited),
+            parameters_touched=sum(count for name, count in counts.items() if name in owners),
+            parameters_total=sum(self._state[name].numel() for name in owners),
+            changes=tuple(changes),
+            warnings=(*_warnings(changes), *_alike(changes, self.edited)),
         )
-        for name in order
-    ]
-    owners = set(owner.values())
-    touched = sum(count for name, count in counts.items() if name in owners)
-    receipt = ReinitReceipt(
-        plan_sha256=hashlib.sha256(plan_text.encode()).hexdigest(),
-        before_sha256=sha256(state),
-        after_sha256=sha256(edited),
-        parameters_touched=touched,
-        parameters_total=sum(state[name].numel() for name in owners),
-        changes=tuple(changes),
-        warnings=(*_warnings(changes), *_alike(changes, edited)),
+
+
+def _drawn(
+    target: Target, place: str, name: str, *, old: Tensor, twin: Tensor, flags: Tensor | None
+) -> Tensor:
+    """Return what a target's scheme draws for a parameter.
+
+    Args:
+        target: Names scheme, numbers and seed.
+        place: The parameter's name in the plan.
+        name: The name that stands for all that share its memory.
+        old: Its values before the plan.
+        twin: Those of the fresh twin.
+        flags: Which entries are written; None for all.
+    """
+    scheme = target.scheme
+    return draw(
+        scheme.name,
+        Request(
+            old=old,
+            fresh=twin,
+            generator=generator(target.seed, scheme.name, name),
+            numbers=scheme_numbers(scheme.name, scheme.parameters),
+            bias=is_bias(place),
+            selected=flags,
+        ),
     )
-    return edited, receipt
 
 
 def _by_seed(plan: ReinitPlan) -> dict[int, set[str]]:
@@ -179,8 +230,8 @@ def _writes(plan: ReinitPlan) -> Iterator[tuple[str, Write, Target, Entries | No
             if name not in partly:
                 whole: Write = "scheme" if name in target.parameters else "fresh"
                 rows.append((PHASES[whole], name, whole, target, None))
-        for each in target.entries:
-            rows.append((PHASES[each.write], each.tensor, each.write, target, each))
+        for entry in target.entries:
+            rows.append((PHASES[entry.write], entry.tensor, entry.write, target, entry))
     for _, name, write, target, entries in sorted(rows, key=lambda row: row[0]):
         yield name, write, target, entries
 
@@ -244,14 +295,12 @@ def _check_names(state: Mapping[str, Tensor], plan: ReinitPlan, parameters: froz
     drawn: dict[str, list[Entries]] = {}
     _check_layers(plan, parameters)
     for target in plan.targets:
-        known = SCHEMES.get(target.scheme.name)
-        if known is None:
-            scheme_numbers(target.scheme.name, target.scheme.parameters)
-        elif target.granularity not in known[0].granularities:
+        scheme = scheme_named(target.scheme.name)
+        if target.granularity not in scheme.granularities:
             raise PlanError(
                 f'The plan\'s layer "{target.layer}" writes "{target.scheme.name}" into single '
                 f"{target.granularity}s, and that scheme is for "
-                f"{' and '.join(known[0].granularities)}s. Choose another scheme."
+                f"{' and '.join(scheme.granularities)}s. Choose another scheme."
             )
         partly = {entries.tensor for entries in target.entries}
         for name in target.parameters:

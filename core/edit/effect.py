@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.network.activations import saturated_intervals
 from core.network.hooks import batch_statistics, module_kept
-from core.network.trace import Site, first_tensor, watched_forward
+from core.network.trace import Site, first_tensor, traced_forward
 from core.records import LayerInfo
 from core.reductions import dormant_fraction
 
@@ -118,7 +118,7 @@ def _logits(
             behind.total = behind.total + h.abs().sum(others, dtype=torch.float64).cpu()
             behind.rows += h.numel() // h.shape[layer.unit_axis]
 
-    with watched_forward(module, before_activation=arriving, after_activation=leaving):
+    with traced_forward(module, before_activation=arriving, after_activation=leaving):
         logits = first_tensor(module(inputs))
     assert logits is not None
     return logits

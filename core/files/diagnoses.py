@@ -10,14 +10,10 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.numpy
-import safetensors.torch
 
 from core.errors import OptionError
-from core.export import (
-    companion_path,
-    write_whole,
-)
 from core.files.inputs import JSONError, read_input, strict_json
+from core.files.whole import companion_path, write_whole
 from core.records import (
     Diagnosis,
 )
@@ -29,7 +25,12 @@ MAX_UNITS_BYTES = 512 * 2**20
 def write_diagnosis(diagnosis: Diagnosis, units: Mapping[str, np.ndarray], out: Path) -> Diagnosis:
     """Write the diagnosis as JSON with its figures by unit beside it; return what was written.
 
-    See `core.export.companion_path` for the companion's name; the header names it and its SHA-256.
+    See `companion_path` for the companion's name; the header names it and its SHA-256.
+
+    Args:
+        diagnosis: Of a network and its twin.
+        units: "LAYER/METRIC" and "twin/LAYER/METRIC" to figures (units,).
+        out: The JSON file.
     """
     companion = companion_path(out, "units")
     data = safetensors.numpy.save({key: np.ascontiguousarray(units[key]) for key in sorted(units)})

@@ -1,4 +1,4 @@
-"""Files a person names, read without trust: ordinary files alone, of a size that can be meant.
+"""Files a person names, read without trust: only ordinary files, of a size that can be meant.
 
 Opening a pipe waits for a writer that may never come, a device never ends, and a small file may
 stand for a large one. Every file that a command or a page is told to read comes through here.

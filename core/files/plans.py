@@ -1,189 +1,182 @@
-"""A plan's files: its JSON, and the companion with bit masks and numbers that names its plan.
-
-The plan holds the SHA-256 of the companion file. The companion cannot hold that of the plan's
-file in turn, so it holds the plan's identity: the SHA-256 of its JSON with `companion` null.
-Either way a file from elsewhere is found out, and what the files are called does not matter.
-"""
+"""Plan <-> JSON, with an error that points to the key; the schema."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping
+import codecs
+import errno
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.numpy
+from pydantic import ValidationError
 
 from core.errors import PlanError
-from core.files.inputs import strict_json
-from core.records import Entries, ReinitPlan
+from core.files.companions import MAX_BYTES, arrays_of, attached, plan_json, sealed
+from core.files.inputs import JSONError, KeyTwiceError, read_input, strict_json
+from core.files.whole import companion_path, write_whole
+from core.records import (
+    Companion,
+    Entries,
+    Evidence,
+    LayerRate,
+    ModelIdentity,
+    Pattern,
+    ReinitPlan,
+    RuleChoice,
+    SchemeChoice,
+    Target,
+)
+from core.records.base import Value
 
-PLAN_KEY = "limber_plan_sha256"
-# A bit for each of four thousand million weights.
-MAX_BYTES = 512 * 2**20
-MAX_HEADER_VALUES = 500_000
+MAX_PLAN_BYTES = 64 * 2**20
+# Numbers, names and objects in it. A wide network whose units are all listed has some 200,000.
+MAX_PLAN_VALUES = 600_000
 
 
-def plan_json(plan: ReinitPlan) -> str:
-    """Return the plan as text: the same plan gives the same bytes."""
-    return json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+def plan_schema() -> dict[str, Any]:
+    """Return the JSON Schema of plans, as published in `assets/plan.schema.json`."""
+    schema = ReinitPlan.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def plan_identity(plan: ReinitPlan) -> str:
-    """Return the SHA-256 of a plan's JSON as it would be without a companion."""
-    bare = plan.model_copy(update={"companion": None})
-    return hashlib.sha256(plan_json(bare).encode()).hexdigest()
-
-
-def sealed(plan: ReinitPlan, arrays: Mapping[str, np.ndarray]) -> ReinitPlan:
-    """Return the plan with its companion written, attached and named by digest.
+def read_plan(source: str | bytes | Path, *, companion: bytes | None = None) -> ReinitPlan:
+    """Read a plan from a file (given as a Path) or from JSON text.
 
     Args:
-        plan: Names a companion file, with any digest.
-        arrays: Bit masks (uint8) and numbers (float32) by the names the entries use.
-    """
-    assert plan.companion is not None
-    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
-    data = sorted_metadata(
-        safetensors.numpy.save(ordered, metadata={PLAN_KEY: plan_identity(plan)})
-    )
-    digest = hashlib.sha256(data).hexdigest()
-    named = plan.companion.model_copy(update={"sha256": digest})
-    return plan.model_copy(update={"companion": named}).with_companion(data)
-
-
-def attached(plan: ReinitPlan, data: bytes, *, source: str) -> ReinitPlan:
-    """Return the plan with a companion that was read from a file.
+        source: A path, whose folder also has the companion if the plan names one; or text.
+        companion: The companion's content, for a plan that is given as text.
 
     Raises:
-        PlanError: It is not the file that the plan names, or was made for another plan.
+        PlanError: Unreadable, not JSON, or not a plan (the message names the key), or its
+            companion is missing or another.
     """
-    assert plan.companion is not None
-    found = hashlib.sha256(data).hexdigest()
-    if found != plan.companion.sha256:
-        raise PlanError(
-            f'"{source}" is not the companion that the plan names: its SHA-256 is {found[:12]}... '
-            f"and not {plan.companion.sha256[:12]}.... Keep both files of a plan together."
-        )
-    try:
-        length = int.from_bytes(data[:8], "little")
-        header = strict_json(data[8 : 8 + length], most_values=MAX_HEADER_VALUES)
-        identity = header["__metadata__"][PLAN_KEY]
-        arrays_in(data)
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise PlanError(
-            f'"{source}" cannot be read as the companion of a plan. Make the plan again.'
-        ) from error
-    if identity != plan_identity(plan):
-        raise PlanError(
-            f'"{source}" was made for another plan, or the plan was changed by hand since. Make '
-            "the plan again."
-        )
-    return plan.with_companion(data)
-
-
-def arrays_in(data: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of a companion by name."""
-    return dict(safetensors.numpy.load(data))
-
-
-def arrays_of(plan: ReinitPlan) -> dict[str, np.ndarray]:
-    """Return a plan's arrays by name; none for a plan without a companion.
-
-    Raises:
-        PlanError: The plan has a companion and came without it.
-    """
+    plan = _read_alone(source)
     if plan.companion is None:
-        return {}
-    if plan.companion_bytes is None:
+        return plan
+    name = plan.companion.file
+    if companion is None and isinstance(source, Path):
+        try:
+            companion = read_input(source.parent / name, most=MAX_BYTES)
+        except OSError as error:
+            raise PlanError(
+                f'The plan keeps its selection in "{name}", which is not beside it or cannot be '
+                f"read ({error.strerror}). Keep both files together."
+            ) from error
+    return plan if companion is None else attached(plan, companion, source=name)
+
+
+def _read_alone(source: str | bytes | Path) -> ReinitPlan:
+    where = "The plan"
+    too_large = f"is larger than {MAX_PLAN_BYTES >> 20} MiB: not a plan."
+    if isinstance(source, Path):
+        path, where = source, f'"{source.name}"'
+        try:
+            source = read_input(path, most=MAX_PLAN_BYTES)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise PlanError(f"{where} {too_large}") from error
+            raise PlanError(
+                f'The plan "{path}" cannot be read ({error.strerror}). Check the path.'
+            ) from error
+    if len(source) > MAX_PLAN_BYTES:
+        raise PlanError(f"{where} {too_large}")
+    try:
+        # Read once to refuse what is no JSON that can be meant, and once into the plan.
+        strict_json(source, most_values=MAX_PLAN_VALUES)
+    except KeyTwiceError as error:
         raise PlanError(
-            f'The plan keeps its selection in "{plan.companion.file}", which is not here. Put that '
-            "file beside the plan."
-        )
-    return arrays_in(plan.companion_bytes)
+            f'{where} has the key "{error.key[:80]}" twice in one place. Keep one.'
+        ) from error
+    except JSONError as error:
+        raise PlanError(f"{where} is not JSON ({error}). Export the plan again.") from error
+    text = source.removeprefix(codecs.BOM_UTF8) if isinstance(source, bytes) else source
+    try:
+        # Strict, so that nothing is accepted that the published schema refuses, such as "5" for 5.
+        return ReinitPlan.model_validate_json(text, strict=True)
+    except (ValidationError, ValueError, RecursionError) as error:
+        if isinstance(error, ValidationError):
+            raise PlanError(first_problem(error, where)) from error
+        raise PlanError(f"{where} is not a plan ({error}).") from error
 
 
-def packed(chosen: np.ndarray) -> np.ndarray:
-    """Return flags (n,) as bits (ceil(n / 8),), the lowest first."""
-    bits: np.ndarray = np.packbits(chosen.astype(bool), bitorder="little")
-    return bits
-
-
-def unpacked(bits: np.ndarray, count: int) -> np.ndarray:
-    """Return bits (ceil(count / 8),) as flags (count,)."""
-    flags: np.ndarray = np.unpackbits(bits, count=count, bitorder="little").astype(bool)
-    return flags
-
-
-def chosen_entries(
-    entries: Entries, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]
-) -> np.ndarray | None:
-    """Return which entries of a tensor are meant, in its shape; None for all of them.
-
-    Raises:
-        PlanError: Axis, indices or mask do not fit a tensor of that shape.
-    """
-    axis = entries.axis
-    if axis is not None:
-        demand(axis < len(shape), entries, f"it has {len(shape)} axes")
-    length = math.prod(shape) if axis is None else shape[axis]
-    if entries.indices is None and entries.mask is None:
-        demand(entries.count == length, entries, f"count is {entries.count} and it has {length}")
-        return None
-    if entries.indices is not None:
-        demand(entries.indices[-1] < length, entries, f"it has {length} along there")
-        flags = np.zeros(length, dtype=bool)
-        flags[list(entries.indices)] = True
-    else:
-        bits = arrays.get(str(entries.mask))
-        size = -(-length // 8)
-        fits = bits is not None and bits.dtype == np.uint8 and bits.shape == (size,)
-        demand(fits, entries, f'the companion has no mask "{entries.mask}" of {size} bytes')
-        assert bits is not None
-        flags = unpacked(bits, length)
-        demand(int(flags.sum()) == entries.count, entries, f"its mask has {flags.sum()} bits set")
-    if axis is None:
-        return flags.reshape(shape)
-    along = [1] * len(shape)
-    along[axis] = length
-    whole: np.ndarray = np.broadcast_to(flags.reshape(along), shape)
-    return whole
-
-
-def demand(holds: bool, entries: Entries, found: str) -> None:
-    """Raise unless entries fit their tensor.
-
-    Raises:
-        PlanError: They do not.
-    """
-    if not holds:
-        raise PlanError(
-            f'The plan\'s entries of "{entries.tensor}" do not fit that tensor: {found}. Make the '
-            "plan again."
-        )
-
-
-def resealed(plan: ReinitPlan) -> ReinitPlan:
-    """Return a plan that was changed in words alone, its companion naming it anew.
+def named_after(plan: ReinitPlan, path: Path) -> ReinitPlan:
+    """Return a plan whose companion, if it has one, is named after the plan's file.
 
     Raises:
         PlanError: The plan came without its companion.
     """
-    return plan if plan.companion is None else sealed(plan, arrays_of(plan))
+    name = companion_path(path, "masks").name
+    if plan.companion is None or plan.companion.file == name:
+        return plan
+    renamed = plan.companion.model_copy(update={"file": name})
+    return sealed(plan.model_copy(update={"companion": renamed}), arrays_of(plan))
 
 
-def sorted_metadata(data: bytes) -> bytes:
-    """Return safetensors bytes with the header's metadata in the order of its keys.
+def write_plan(plan: ReinitPlan, path: Path) -> ReinitPlan:
+    """Write a plan and, where it has one, its companion beside it; return what was written.
 
-    The library keeps metadata in a hash map whose order changes from process to process; the
-    tensors' part is already in a fixed order.
+    Args:
+        plan: With its companion attached, if it names one; the companion is named after the file.
+        path: The plan's file.
+
+    Raises:
+        OptionError: The place cannot be written to.
+        PlanError: The plan came without its companion.
     """
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
-    ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    plan = named_after(plan, path)
+    if plan.companion is not None:
+        arrays_of(plan)
+        assert plan.companion_bytes is not None
+        write_whole(path.parent / plan.companion.file, plan.companion_bytes)
+    write_whole(path, plan_json(plan))
+    return plan
+
+
+def first_problem(error: ValidationError, where: str) -> str:
+    """Return what a record found wrong first, with the key, and what is allowed there."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    place = ".".join(str(part)[:80] for part in first["loc"]) or "the top level"
+    if first["type"] == "extra_forbidden":
+        owner = _owner_fields(first["loc"])
+        text = f'{where} has the unknown key "{place}". Allowed there: {", ".join(owner)}.'
+    elif first["type"] == "missing":
+        text = f'{where} lacks the key "{place}".'
+    else:
+        value, says = first.get("input"), first["msg"].rstrip(".")
+        found = f'"{place}" is {_shown(value)}'
+        if first["type"] == "value_error":
+            # In words of ours, which name what they speak of.
+            found = f'"{place}"' if isinstance(value, dict) else found
+            text = f"{where}: {found}: {says.removeprefix('Value error, ')}."
+        else:
+            text = f"{where}: {found}. {says[0].upper()}{says[1:]}."
+    if len(problems) > 1:
+        text += f" ({len(problems) - 1} more such.)"
+    return text
+
+
+def _shown(value: object) -> str:
+    """Return a value as far as a line has room for it; a long list is not written out for that."""
+    if isinstance(value, list | tuple | dict) and len(value) > 20:
+        return f"{len(value):,} items"
+    return repr(value[:100] if isinstance(value, str) else value)[:80]
+
+
+def _owner_fields(place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed in the object that a validation error points into."""
+    by_key: dict[str, type[Value]] = {
+        "model": ModelIdentity,
+        "patterns": Pattern,
+        "targets": Target,
+        "scheme": SchemeChoice,
+        "entries": Entries,
+        "rule": RuleChoice,
+        "companion": Companion,
+        "learning_rates": LayerRate,
+        "evidence": Evidence,
+    }
+    owner: type[Value] = ReinitPlan
+    for part in place[:-1]:
+        if isinstance(part, str) and part in by_key:
+            owner = by_key[part]
+    return list(owner.model_fields)

@@ -113,7 +113,7 @@ def _header(opened: IO[bytes], name: str) -> ArrayHeader:
 
 
 def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.ndarray]:
-    """Return arrays whose headers were read before, by name.
+    """Return arrays whose headers were read before, by name, in the shapes the headers give.
 
     Raises:
         ArrayError: One holds fewer or more numbers than it says, or is damaged.

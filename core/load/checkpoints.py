@@ -28,11 +28,13 @@ from core.files.inputs import (
 )
 from core.load.archives import ArchiveError, opened_zip, stored_members
 from core.load.pickles import Claims, PickleError
+from core.text import as_text
 
 # Wrappers that training scripts leave around names, and keys they keep the weights under.
 PREFIXES = ("module.", "_orig_mod.", "timm_model.", "model.")
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net")
-
+# States passed over that a sentence names before it counts the rest.
+SHOWN_STATES = 3
 
 # Files in PyTorch's format of before 2020 are read whole, optimiser and all.
 MAX_WHOLE_BYTES = 4 * 2**30
@@ -175,13 +177,26 @@ def _legacy_bytes(path: Path, size: int) -> int:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights as `read_state` does, where the choice among states is no matter.
+
+    Returns:
+        Names to CPU tensors, of any shapes.
+
+    Raises:
+        ModelError: As `read_state`.
+    """
+    return read_state(path)[0]
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Read a safetensors file or a pickled state dict (weights only, no code is run).
 
     The file is mapped into memory: only what is used of the tensors is read from disk, and an
     optimiser's state beside them costs nothing.
 
     Returns:
-        Names to CPU tensors. Known wrappers around the dict are opened; names are as stored.
+        Names to CPU tensors of any shapes: known wrappers around the dict are opened, names are as
+        stored. And what must be said of the choice where the file holds several states.
 
     Raises:
         ModelError: There is no such file, it holds no state dict, or not what it claims to hold.
@@ -195,20 +210,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if first_line.startswith("Weights only load failed"):
             first_line = "it holds more than tensors, or is no such file at all"
         raise _unreadable(path, first_line[:160]) from error
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    content, said = _chosen(content)
     if not isinstance(content, Mapping) or not content:
         raise ModelError(
             f'"{path.name}" holds {type(content).__name__}, not a state dict. Save '
             "model.state_dict() and give that file."
         )
-    tensors = {
-        name: value.detach()
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
+    tensors = {name: value.detach() for name, value in _tensors(content).items()}
     if not tensors:
         keys = ", ".join(str(key)[:80] for key in list(content)[:3] if isinstance(key, str | int))
         raise ModelError(
@@ -228,7 +236,47 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             path, f"its tensors claim {in_words(claimed)}, and the file has {in_words(size)}"
         )
     # A flag of conjugation or sign instead of values: bytes would be those of other numbers.
-    return {name: value.resolve_conj().resolve_neg() for name, value in tensors.items()}
+    return {name: value.resolve_conj().resolve_neg() for name, value in tensors.items()}, said
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+
+
+def _chosen(content: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the state that is used of a file's content, and what must be said of the others.
+
+    Training scripts save averaged weights beside the last ones. They are two networks, and
+    nothing else in a result would tell which of them was measured.
+    """
+    if not isinstance(content, Mapping):
+        return content, ()
+    sizes = {name: len(_tensors(state)) for name, state in content.items() if isinstance(name, str)}
+    used = next((name for name in CONTAINERS if sizes.get(name)), None)
+    if used is None:
+        return content, ()
+    # Under other names only what is large enough to be a state of the same network.
+    others = [
+        name
+        for name, count in sizes.items()
+        if name != used and count and (name in CONTAINERS or 2 * count >= sizes[used])
+    ]
+    if not others:
+        return content[used], ()
+    shown = ", ".join(f'"{as_text(name[:80])}"' for name in others[:SHOWN_STATES])
+    more = len(others) - SHOWN_STATES
+    passed = shown + (f" and {more:,} more" if more > 0 else "")
+    averaged = " (averaged weights)" if used.endswith("ema") else ""
+    return content[used], (
+        f'The checkpoint holds several states: "{used}"{averaged} is used, and {passed} '
+        f"{'is' if len(others) == 1 else 'are'} passed over. To use another, save it alone.",
+    )
 
 
 def _content(path: Path) -> Any:
@@ -260,7 +308,7 @@ def _oddity(name: str, value: Tensor) -> str | None:
 
 
 def state_bytes(state: Mapping[str, Tensor]) -> int:
-    """Return how many bytes the tensors of a state take once each is written out."""
+    """Return how many bytes the tensors of a state, of any shapes, take once written out."""
     return sum(value.numel() * value.element_size() for value in state.values())
 
 
@@ -270,7 +318,8 @@ def without_wrappers(
     """Strip wrapper prefixes while that makes more names fit.
 
     Returns:
-        The renamed state and the prefixes that were stripped, outermost first.
+        The renamed state, its tensors untouched in shape and value, and the prefixes that were
+        stripped, outermost first.
     """
     current, stripped = dict(state), []
     for _ in range(len(PREFIXES)):

@@ -80,7 +80,7 @@ def _walk(
     if seen["entries"] > MAX_ENTRIES:
         raise DataError(
             f'"{folder}" and the folders beside it hold more than {MAX_ENTRIES:,} files. Choose a '
-            "folder that holds the images alone."
+            "folder that holds only the images."
         )
     for entry in entries:
         if entry.name.startswith("."):

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.errors import DataError
+from core.errors import DataError, Remedy
 from core.load.folders import Found, walk
-from core.load.intensities import Raw, Tally, mapped, range_of
+from core.load.intensities import Beyond, Forms, Raw, Tally, check_finite, mapped, range_of
 from core.load.models import ASSETS
 from core.load.pictures import PLAIN, Look
 from core.load.sources import (
@@ -50,6 +50,9 @@ MAX_ASPECT = 8
 # Black and white are measured on so many images and pixels at most: some seconds of reading.
 MEASURED_IMAGES = 10_000
 MEASURED_PIXELS = 2**27
+# Validation images that are held against that range, and their pixels: a tenth of the time.
+CHECKED_IMAGES = 1_000
+CHECKED_PIXELS = 2**24
 KEPT_OPEN = 4
 # Classes that a sentence names before it counts the rest.
 NAMED_CLASSES = 5
@@ -121,8 +124,9 @@ def resolve_data(name: str) -> DataSpec:
         kind, _, root = name.removeprefix("torchvision:").partition(":")
         if not root:
             raise DataError(
-                f'"{name}" does not say where the set lies. Write torchvision:{kind or "NAME"}'
-                ":FOLDER."
+                f'"{name}" does not say where the set lies.',
+                Remedy.FOLDER_OF_SET,
+                kind=kind or "NAME",
             )
         if kind not in torchvision_sets():
             raise DataError(
@@ -131,7 +135,7 @@ def resolve_data(name: str) -> DataSpec:
             )
         return DataSpec(source="torchvision", name=kind, root=root)
     if not name.strip():
-        raise DataError("Data has no name. See python -m core list datasets.")
+        raise DataError("Data has no name.", Remedy.LIST_DATA_SETS)
     try:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -147,7 +151,8 @@ def resolve_data(name: str) -> DataSpec:
         raise DataError(f'"{name}" is neither a folder of class folders, nor a .zip or .npz file.')
     raise DataError(
         f'Data "{name}" is neither an embedded set ({", ".join(embedded_sets())}) nor a path that '
-        "exists. See python -m core list datasets."
+        "exists.",
+        Remedy.LIST_DATA_SETS,
     )
 
 
@@ -184,15 +189,16 @@ def _open(spec: DataSpec, found: Found | None, on_progress: Progress | None) -> 
         }
     counts = {split: class_counts(items, len(classes)) for split, items in splits.items()}
     caveats = _unequal_parts(classes, counts)
-    ranges = _ranges(source, splits, notes, on_progress)
+    ranges, damaged = _ranges(source, splits, classes, notes, on_progress)
+    caveats = (*caveats, *damaged)
     digest = hashlib.sha256()
     digest.update("\0".join(classes).encode())
     for split, items in splits.items():
         for item in items:
             line = f"{split}\0{item.label}\0{item.name}\0{source.digest(item)}\n"
             digest.update(line.encode())
-    for each in ranges.values():
-        digest.update(f"{each.kind}\0{each.low!r}\0{each.high!r}\n".encode())
+    for span in ranges.values():
+        digest.update(f"{span.kind}\0{span.low!r}\0{span.high!r}\n".encode())
     outline = DataOutline(
         spec=spec,
         title=entry.get("title", as_text(Path(spec.name).name)),
@@ -279,34 +285,93 @@ def _have(classes: int) -> str:
 def _ranges(
     source: Source,
     splits: Mapping[str, Sequence[Item]],
+    classes: Sequence[str],
     notes: list[str],
     on_progress: Progress | None,
-) -> dict[str, IntensityRange]:
-    """Find out what the images hold beside plain 8-bit pixels, and say so.
+) -> tuple[dict[str, IntensityRange], tuple[str, ...]]:
+    """Find out what the images hold besides plain 8-bit pixels, and say so.
 
     Returns:
-        By the type they are stored in, which intensities are black and white.
+        By the type they are stored in, which intensities are black and white; and what must be
+        said of images that cannot be read or that this range cuts off.
 
     Raises:
         DataError: An image that had to be measured cannot be read.
     """
     if source.look is None:
-        return {}
+        return {}, ()
     looks = {item: source.look(item) for items in splits.values() for item in items}
     odd = [look for look in looks.values() if look != PLAIN]
     notes += _odd_files(odd)
+    damaged = _unreadable([item.name for item, look in looks.items() if look.unreadable])
     stored = Counter(look.kind for look in odd if look.kind is not None)
     if not stored:
-        return {}
-    tallies = _measured(source, splits["train"], looks, on_progress)
+        return {}, damaged
+    forms: dict[str, Forms] = {}
+
+    def seen(item: Item, raw: Raw) -> None:
+        of_kind = forms.setdefault(raw.kind, Forms(kind=raw.kind))
+        part = "training" if item.split == "train" else "validation"
+        of_kind.add(raw, label=classes[item.label], part=part)
+
+    tallies = _measured(source, splits["train"], looks, seen, on_progress)
     # Of a type that no training image has: nothing else is there to go by.
     alone = {kind for kind in stored if kind not in tallies}
     if alone:
         others = [item for item in splits["val"] if looks[item].kind in alone]
-        tallies |= _measured(source, others, looks, on_progress)
+        tallies |= _measured(source, others, looks, seen, on_progress)
     found = {kind: range_of(tally, images=stored[kind]) for kind, tally in sorted(tallies.items())}
     notes += [each.sentence for each in found.values()]
-    return found
+    trained = {kind: found[kind] for kind in found.keys() - alone}
+    cut_off = _cut_off(source, splits["val"], looks, trained, seen, on_progress)
+    mixed = [forms[kind].sentence for kind in sorted(forms)]
+    return found, (*damaged, *cut_off, *(each for each in mixed if each is not None))
+
+
+def _cut_off(
+    source: Source,
+    items: Sequence[Item],
+    looks: Mapping[Item, Look],
+    ranges: Mapping[str, IntensityRange],
+    seen: Callable[[Item, Raw], None],
+    on_progress: Progress | None,
+) -> list[str]:
+    """Return what the ranges of the training images lose of some validation images."""
+    rows = []
+    for kind, found in sorted(ranges.items()):
+        beyond, pixels = Beyond(range=found), 0
+        stored_so = tuple(item for item in items if looks[item].kind == kind)
+        chosen = choose_items(stored_so, CHECKED_IMAGES, seed=SPLIT_SEED)
+        for done, item in enumerate(chosen):
+            if pixels > CHECKED_PIXELS:
+                break
+            try:
+                stored = source.open(item)
+                if isinstance(stored, Raw) and stored.kind == kind:
+                    check_finite(stored, item.name)
+                    pixels += stored.values.size
+                    beyond.add(stored)
+                    seen(item, stored)
+            except DataError:
+                # Not needed to open the set: whoever reads it is told which image it is.
+                pass
+            if on_progress is not None:
+                on_progress(done + 1, len(chosen))
+        if beyond.sentence is not None:
+            rows.append(beyond.sentence)
+    return rows
+
+
+def _unreadable(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    count = "1 image" if len(names) == 1 else f"{len(names):,} images"
+    them = "it" if len(names) == 1 else "them"
+    return (
+        f"{count} cannot be read: {', '.join(names[:3])}{more}. Replace {them} or leave {them} "
+        "out: measuring and training stop there.",
+    )
 
 
 def _odd_files(looks: Sequence[Look]) -> list[str]:
@@ -328,9 +393,13 @@ def _measured(
     source: Source,
     items: Sequence[Item],
     looks: Mapping[Item, Look],
+    seen: Callable[[Item, Raw], None],
     on_progress: Progress | None,
 ) -> dict[str, Tally]:
-    """Read images of more than eight bits, classes in turn, and tally them by their type."""
+    """Read images of more than eight bits, classes in turn, and tally them by their type.
+
+    Each is given to `seen` as well.
+    """
     tallies: dict[str, Tally] = {}
     wanted = tuple(item for item in items if looks[item].kind is not None)
     chosen = choose_items(wanted, MEASURED_IMAGES, seed=SPLIT_SEED)
@@ -343,6 +412,7 @@ def _measured(
         if isinstance(stored, Raw):
             pixels += stored.values.size
             tallies.setdefault(stored.kind, Tally(kind=stored.kind)).add(stored, item.name)
+            seen(item, stored)
         if on_progress is not None:
             on_progress(done + 1, len(chosen))
     return tallies
@@ -510,7 +580,14 @@ def decode_items(
     size: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode some images; returns and raises as `decode` does."""
+    """Decode some images, as `decode` does.
+
+    Returns:
+        Pixels uint8 (n, 3, size, size) and labels int64 (n,), on the CPU.
+
+    Raises:
+        DataError: An image cannot be read; the message names it.
+    """
     pixels = torch.empty((len(items), 3, size, size), dtype=torch.uint8)
     for i, item in enumerate(items):
         square = to_input(images.open(item), size=size, interpolation=preprocessing.interpolation)
@@ -525,7 +602,7 @@ def sample_images(
 ) -> tuple[SampleImage, ...]:
     """Return a few images, classes in turn, as stored and as the network sees them.
 
-    The second picture is after resizing and cropping; normalisation shifts colours alone and
+    The second picture is after resizing and cropping; normalisation only shifts colours and
     is left out so that it can be looked at.
     """
     images = open_images(spec)

@@ -9,7 +9,8 @@ The rule, in this order (each in `range_of`):
 
 1. What every training image documents: BitsPerSample below the container's, SMinSampleValue and
    SMaxSampleValue, or MaxSampleValue of a TIFF; the maxval of a PGM or PPM. Believed where the
-   pixels lie within it.
+   pixels lie within it and, unless it is a number of bits, fill more than 8 of its 256 steps: the
+   limits of a type would make every pixel one grey.
 2. Whole numbers from 0 to 65,535, floating point that holds such included: 8-bit values that were
    widened (all multiples of 257, as the PNG specification widens them) take the full 16 bits;
    else the smallest of `DEPTHS` that holds the largest pixel, because detectors of 10, 12 or 14
@@ -26,6 +27,8 @@ Images of 8 bits are no matter of this room: they stay as they are.
 from __future__ import annotations
 
 import math
+import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,14 +37,24 @@ from PIL import Image
 
 from core.errors import DataError
 from core.records import IntensityRange
+from core.records.outline import STORED_AS, stored_number
 
 DEPTHS = (8, 10, 12, 14, 16)
 CONVENTIONS = (1.0, 255.0)
 # A convention is believed where the brightest pixel reaches this share of it, two bits less.
 BELIEVED_FROM = 0.25
+# Documented limits are believed where the pixels fill this share of them, 8 steps of 256.
+FILLED_FROM = 1 / 32
 # 255 becomes 65,535 and 4,294,967,295 times these.
 WIDENED_16, WIDENED_32 = 257, 16_843_009
 BINS = 64
+# An image is cut where this share of its pixels lies beyond black or white by 8 steps of 256 or
+# more: so far the brightest pixel varies from any few images to the next.
+CUT_FROM, CUT_BY = 1 / 1_000, 1 / 32
+# Forms of file whose brightest pixels are so many times apart hold different scales.
+SCALES_APART = 2
+# A form goes with a class where its share of one class is so much larger than of another.
+GOES_WITH = 0.5
 # Values an image gives to the histogram.
 SAMPLED = 256
 ROWS_AT_ONCE = 2**20
@@ -59,6 +72,7 @@ class Raw:
         documented: Black and white as the file names them; None where it does not.
         significant: How many bits the file calls significant; None where it does not.
         inverted: The lowest number is white.
+        form: The file's format and channels in words; empty where there is no file.
     """
 
     values: Array
@@ -66,6 +80,7 @@ class Raw:
     documented: tuple[float, float] | None = None
     significant: int | None = None
     inverted: bool = False
+    form: str = ""
 
 
 @dataclass(slots=True)
@@ -96,7 +111,7 @@ class Tally:
         self.high = max(self.high, float(values.max()))
         if values.dtype.kind == "f":
             self.whole = self.whole and bool((values == np.rint(values)).all())
-        # Looked at as long as it may be true alone: a remainder of each pixel takes a while.
+        # Looked at only while it may be true: a remainder of each pixel takes a while.
         for each, unit, size in (("widened_16", WIDENED_16, 2), ("widened_32", WIDENED_32, 4)):
             if getattr(self, each):
                 fits = self.whole and values.dtype.itemsize >= size
@@ -105,6 +120,118 @@ class Tally:
         self.significant.append(raw.significant)
         flat = values.reshape(-1)
         self.sampled.append(flat[:: max(1, flat.size // SAMPLED)][:SAMPLED].astype(np.float64))
+
+
+@dataclass(slots=True)
+class Beyond:
+    """How far images that a range was not taken from go beyond its black and white."""
+
+    range: IntensityRange
+    images: int = 0
+    cut: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    inverted: bool = False
+
+    def add(self, raw: Raw) -> None:
+        """Take one image in."""
+        values, found = raw.values, self.range
+        self.images += 1
+        # Halves, because the difference of two doubles may be beyond the largest one.
+        more = (found.high / 2 - found.low / 2) * CUT_BY * 2
+        beyond = (values < np.float64(found.low - more)) | (values > np.float64(found.high + more))
+        if np.count_nonzero(beyond) >= CUT_FROM * values.size:
+            self.cut += 1
+            self.low = min(self.low, float(values.min()))
+            self.high = max(self.high, float(values.max()))
+            self.inverted = raw.inverted
+
+    @property
+    def sentence(self) -> str | None:
+        """What is lost of these images; None where nothing is."""
+        if not self.cut:
+            return None
+        found = self.range
+        width = max(found.high / 2 - found.low / 2, sys.float_info.min)
+        lower, upper = ("white", "black") if self.inverted else ("black", "white")
+        ends = [
+            f"beyond {name}, to {stored_number(reached)} where {name} is {stored_number(limit)} "
+            f"({1 + over / width:.3g} times the range)"
+            for name, limit, reached, over in (
+                (upper, found.high, self.high, self.high / 2 - found.high / 2),
+                (lower, found.low, self.low, found.low / 2 - self.low / 2),
+            )
+            if over > 0
+        ]
+        share = self.cut / self.images
+        return (
+            f"{self.cut:,} of {self.images:,} {STORED_AS.get(found.kind, found.kind)} validation "
+            f"images that were looked at ({share * 100:.3g}%) {'goes' if self.cut == 1 else 'go'} "
+            f"{' and '.join(ends)}. Black and white are taken from the training images, and what "
+            "lies outside is cut off: store both parts in one scale."
+        )
+
+
+@dataclass(slots=True)
+class Forms:
+    """How bright the images of one stored type are in each form of file, and where these lie.
+
+    A type says how many bits are stored, not how many are in use: 12 bits as they are in a PNG,
+    and 12 bits that the reader of PGM has widened to 16, are both "uint16".
+    """
+
+    kind: str
+    brightest: dict[str, float] = field(default_factory=dict)
+    by_class: dict[str, Counter[str]] = field(default_factory=dict)
+    by_part: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, raw: Raw, *, label: str, part: str) -> None:
+        """Take one image in.
+
+        Args:
+            raw: The image.
+            label: Its class.
+            part: Training or validation.
+        """
+        reach = max(abs(float(raw.values.min())), abs(float(raw.values.max())))
+        self.brightest[raw.form] = max(reach, self.brightest.get(raw.form, 0.0))
+        self.by_class.setdefault(label, Counter())[raw.form] += 1
+        self.by_part.setdefault(part, Counter())[raw.form] += 1
+
+    @property
+    def sentence(self) -> str | None:
+        """What one range for all of them may do; None where their scales are alike."""
+        # Of images that are all black nobody can tell the scale.
+        order = sorted((top, form) for form, top in self.brightest.items() if top > 0)
+        if len(order) < 2 or order[-1][0] <= SCALES_APART * order[0][0]:
+            return None
+        shown = ", ".join(f"{form} to {stored_number(top)}" for top, form in order)
+        dark = {form for top, form in order if order[-1][0] > SCALES_APART * top}
+        kind = STORED_AS.get(self.kind, self.kind)
+        said = (
+            f"{kind[0].upper()}{kind[1:]} images come in {len(order)} forms whose brightest pixels "
+            f"are more than {SCALES_APART} times apart: {shown}. One black and one white hold for "
+            "all, so different scales show as different brightness."
+        )
+        for groups, what in ((self.by_class, "class"), (self.by_part, "part")):
+            shares = {
+                name: sum(forms[form] for form in dark) / forms.total()
+                for name, forms in groups.items()
+            }
+            most, least = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+            if shares[most] - shares[least] >= GOES_WITH:
+                said += (
+                    f" This goes with the {what}: {shares[most]:.0%} of "
+                    f'"{most}" and {shares[least]:.0%} of "{least}" come in the darker form'
+                    f"{'' if len(dark) == 1 else 's'}, "
+                    + (
+                        "so brightness alone may tell the classes apart and no result shows what "
+                        "the images hold."
+                        if what == "class"
+                        else "so validation is unlike training."
+                    )
+                )
+        return f"{said} Store all in one form and scale."
 
 
 def check_finite(raw: Raw, name: str) -> None:
@@ -154,7 +281,7 @@ def _ends(tally: Tally) -> tuple[float, float, Any]:
     documented = [each for each in tally.documented if each is not None]
     if len(documented) == tally.images:
         low, high = min(each[0] for each in documented), max(each[1] for each in documented)
-        if low <= tally.low and tally.high <= high:
+        if low <= tally.low and tally.high <= high and _filled(tally, low, high):
             return low, high, "documented"
     if tally.whole and tally.low >= 0 and tally.high <= 2 ** DEPTHS[-1] - 1:
         return _ends_of_whole(tally)
@@ -165,6 +292,13 @@ def _ends(tally: Tally) -> tuple[float, float, Any]:
             if BELIEVED_FROM * top <= tally.high <= top:
                 return 0.0, top, "convention"
     return tally.low, tally.high, "measured"
+
+
+def _filled(tally: Tally, low: float, high: float) -> bool:
+    # A number of bits is what a detector or a format has, however dark its images are.
+    bits = np.dtype(tally.kind).kind != "f" and low == 0 and math.log2(high + 1).is_integer()
+    # Halves, because the difference of two doubles may be beyond the largest one.
+    return bits or tally.high / 2 - tally.low / 2 >= FILLED_FROM * (high / 2 - low / 2)
 
 
 def _ends_of_whole(tally: Tally) -> tuple[float, float, Any]:

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.errors import LimberError, ModelError
+from core.errors import LimberError, ModelError, Remedy
 from core.files.inputs import in_words, is_input
+from core.limits import free_memory
 from core.load.checkpoints import (
     SPARE_BYTES,
     read_checkpoint,
+    read_state,
     state_bytes,
     state_sha256,
     without_wrappers,
@@ -30,7 +32,7 @@ from core.load.checkpoints import (
 from core.load.network import require_host
 from core.load.soundness import fitted_state
 from core.network.hooks import memory_kept, module_kept
-from core.records import ModelCard, ModelEntry, ModelSpec, Preprocessing
+from core.records import ModelCard, ModelEntry, ModelSpec, Note, Preprocessing
 from core.records.specs import odd_kwarg, odd_name
 from core.seeding import random_state_kept
 
@@ -42,9 +44,6 @@ LARGER_SIZES = (160, 192, 224, 256, 288, 320, 384)
 SMALLEST_PATCH = 8
 LR_WITH_BATCH_NORM = 1e-3
 LR_WITHOUT = 5e-5
-OFFLINE_ADVICE = (
-    "Connect once, give the file with --checkpoint, use --weights none, or take an embedded model."
-)
 # A state may hold so many times what the model takes: other towers, averages of the weights.
 MOST_STATE = 8
 # timm families whose position embedding can be interpolated in the forward pass, so that the
@@ -172,10 +171,10 @@ def resolve_model(
             return ModelSpec(source="timm", name=bare, kwargs=_timm_kwargs(bare), **chosen)
     if forced in (None, "torchvision") and bare in _torchvision_names():
         return ModelSpec(source="torchvision", name=bare, **chosen)
-    raise ModelError(_unknown_model(bare, forced))
+    raise _unknown_model(bare, forced)
 
 
-def _unknown_model(bare: str, forced: str | None) -> str:
+def _unknown_model(bare: str, forced: str | None) -> ModelError:
     known: set[str] = set()
     if forced in (None, "embedded"):
         known |= set(embedded_catalogue())
@@ -184,9 +183,9 @@ def _unknown_model(bare: str, forced: str | None) -> str:
     if forced in (None, "torchvision"):
         known |= _torchvision_names()
     near = difflib.get_close_matches(bare[:100], known, n=3, cutoff=0.6)
-    hint = f"Nearest: {', '.join(near)}. " if near else ""
+    hint = f" Nearest: {', '.join(near)}." if near else ""
     where = forced or "the embedded models, timm or torchvision"
-    return f'Model "{bare[:200]}" is not in {where}. {hint}See python -m core list models.'
+    return ModelError(f'Model "{bare[:200]}" is not in {where}.{hint}', Remedy.LIST_MODELS)
 
 
 def _timm_kwargs(name: str) -> dict[str, bool | int | float | str]:
@@ -209,7 +208,7 @@ def _timm_kwargs(name: str) -> dict[str, bool | int | float | str]:
 def build_module(spec: ModelSpec, *, classes: int | None, seed: int) -> nn.Module:
     """Build the architecture with its own initialisation, drawn from `seed`: a fresh network.
 
-    The same arguments give the same bits; global random state is left alone. This, with the
+    The same arguments give the same bits; global random state stays as it is. This, with the
     class count of the model at hand, is what the whole project calls the *fresh twin*.
 
     Args:
@@ -249,7 +248,7 @@ def check_spec(spec: ModelSpec) -> None:
         listed = _timm_names() if spec.source == "timm" else _torchvision_names()
     name = spec.name.split(".", 1)[0] if spec.source == "timm" else spec.name
     if name not in listed:
-        raise ModelError(_unknown_model(spec.name, spec.source))
+        raise _unknown_model(spec.name, spec.source)
     problem = odd_kwarg(spec.kwargs)
     if problem is not None:
         raise ModelError(f'The model "{spec.name}" cannot be built as asked: {problem}.')
@@ -282,7 +281,10 @@ def _construct(spec: ModelSpec, classes: int | None) -> nn.Module:
 
 
 @cache
-def _head_names(source: str, name: str, kwargs: tuple[tuple[str, Any], ...]) -> frozenset[str]:
+def _sizes(
+    source: str, name: str, kwargs: tuple[tuple[str, Any], ...]
+) -> tuple[frozenset[str], int]:
+    """Return whose shape depends on the number of classes, and how many entries all have."""
     spec = ModelSpec(source=source, name=name, kwargs=dict(kwargs))  # type: ignore[arg-type]
 
     def shapes(classes: int) -> dict[str, torch.Size]:
@@ -296,12 +298,30 @@ def _head_names(source: str, name: str, kwargs: tuple[tuple[str, Any], ...]) -> 
 
     # Two unusual sizes, so that no hidden width equals one of them by chance.
     small, large = shapes(7), shapes(11)
-    return frozenset(key for key in small if small[key] != large.get(key))
+    head = frozenset(key for key in small if small[key] != large.get(key))
+    return head, sum(shape.numel() for shape in small.values())
 
 
 def head_names(spec: ModelSpec) -> frozenset[str]:
     """Return the `state_dict` names whose shape depends on the number of classes."""
-    return _head_names(spec.source, spec.name, tuple(sorted(spec.kwargs.items())))
+    return _sizes(spec.source, spec.name, tuple(sorted(spec.kwargs.items())))[0]
+
+
+def _check_memory(spec: ModelSpec) -> None:
+    """Raise where the network and its weights would not fit into what is free.
+
+    Raises:
+        ModelError: They would not. Building it all the same would end this process.
+    """
+    entries = _sizes(spec.source, spec.name, tuple(sorted(spec.kwargs.items())))[1]
+    free = free_memory()
+    needed = 4 * entries * (1 if spec.weights == "none" else 2)
+    if free is not None and needed > free:
+        raise ModelError(
+            f"{spec.name} has {entries:,} numbers, which take {in_words(needed)} of memory with "
+            f"what is read from a file, and {in_words(free)} are free here. Choose a smaller "
+            "network, or a machine with more memory."
+        )
 
 
 def load_model(spec: ModelSpec, *, classes: int | None = None, head_seed: int = 0) -> LoadedModel:
@@ -322,8 +342,9 @@ def load_model(spec: ModelSpec, *, classes: int | None = None, head_seed: int = 
     """
     if classes is not None and not 1 <= classes <= 1_000_000:
         raise ModelError(f"A head for {classes} classes cannot be built. Give 1 to 1,000,000.")
+    _check_memory(spec)
     head = head_names(spec)
-    notes: list[str] = []
+    notes: list[Note] = []
     state: dict[str, Tensor] | None = None
     pretrained_classes: int | None = None
     if spec.weights != "none":
@@ -366,16 +387,20 @@ def default_lr(module: nn.Module) -> float:
 
 def _head_note(
     spec: ModelSpec, pretrained: int | None, classes: int, *, own_head: bool, seed: int
-) -> str:
+) -> Note:
     if spec.weights == "none":
-        return f"All weights are random (seed {seed})."
+        return Note(about="weights", sentence=f"All weights are random (seed {seed}).")
     if own_head:
-        return f"Kept the head that came with the weights ({classes} classes)."
-    if pretrained:
-        return (
+        said = f"Kept the head that came with the weights ({classes} classes)."
+    elif pretrained:
+        said = (
             f"Replaced the head of {pretrained} classes by a new one for {classes} (seed {seed})."
         )
-    return f"The weights came without a head: added a new one for {classes} classes (seed {seed})."
+    else:
+        said = (
+            f"The weights came without a head: added a new one for {classes} classes (seed {seed})."
+        )
+    return Note(about="head", sentence=said)
 
 
 def _class_count(state: dict[str, Tensor], head: frozenset[str]) -> int | None:
@@ -387,15 +412,19 @@ def _class_count(state: dict[str, Tensor], head: frozenset[str]) -> int | None:
     return sizes[-1] if sizes else (0 if head else None)
 
 
-def _pretrained_state(spec: ModelSpec, notes: list[str]) -> dict[str, Tensor]:
+def _pretrained_state(spec: ModelSpec, notes: list[Note]) -> dict[str, Tensor]:
     if spec.weights == "checkpoint":
-        state = read_checkpoint(Path(str(spec.checkpoint)))
+        state, said = read_state(Path(str(spec.checkpoint)))
+        notes += [Note(about="file", sentence=sentence) for sentence in said]
         plain = build_names(spec)
         state, stripped = without_wrappers(state, plain)
         if stripped:
+            prefix = ".".join(part.rstrip(".") for part in stripped)
             notes.append(
-                f"Stripped the prefix {'.'.join(p.rstrip('.') for p in stripped)} from "
-                "the checkpoint's names."
+                Note(
+                    about="file",
+                    sentence=f"Stripped the prefix {prefix} from the checkpoint's names.",
+                )
             )
         return state
     if spec.source == "embedded":
@@ -420,28 +449,25 @@ def _timm_state(spec: ModelSpec) -> dict[str, Tensor]:
 
     config = timm.models.get_pretrained_cfg(spec.name, allow_unregistered=True)
     if config is None or not config.has_weights:
-        raise ModelError(
-            f'timm has no pretrained weights for "{spec.name}". Use --weights none, a tag that '
-            "has weights, or give --checkpoint."
-        )
+        raise ModelError(f'timm has no pretrained weights for "{spec.name}".', Remedy.OTHER_WEIGHTS)
     what = f'weights of timm model "{spec.name}"'
     if config.hf_hub_id:
         repository = str(config.hf_hub_id)
         files = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
         here = any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
         if not here:
-            require_host(f"{constants.ENDPOINT}/{repository}", what=what, instead=OFFLINE_ADVICE)
+            require_host(f"{constants.ENDPOINT}/{repository}", what=what, remedy=Remedy.CONNECT)
     elif config.url:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / str(config.url).rsplit("/", 1)[-1]
         if not cached.is_file():
-            require_host(str(config.url), what=what, instead=OFFLINE_ADVICE)
+            require_host(str(config.url), what=what, remedy=Remedy.CONNECT)
     try:
         with random_state_kept(0):
             kwargs: dict[str, Any] = dict(spec.kwargs)
             module = timm.create_model(spec.name, pretrained=True, **kwargs)
     except Exception as error:
         raise ModelError(
-            f"The {what} cannot be fetched or read: {_first_line(error)}. {OFFLINE_ADVICE}"
+            f"The {what} cannot be fetched or read: {_first_line(error)}.", Remedy.CONNECT
         ) from error
     return dict(module.state_dict())
 
@@ -453,12 +479,12 @@ def _torchvision_state(spec: ModelSpec) -> dict[str, Tensor]:
     what = f'weights of torchvision model "{spec.name}"'
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     if not cached.is_file():
-        require_host(weights.url, what=what, instead=OFFLINE_ADVICE)
+        require_host(weights.url, what=what, remedy=Remedy.CONNECT)
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except Exception as error:
         raise ModelError(
-            f"The {what} cannot be fetched or read: {_first_line(error)}. {OFFLINE_ADVICE}"
+            f"The {what} cannot be fetched or read: {_first_line(error)}.", Remedy.CONNECT
         ) from error
 
 
@@ -468,7 +494,7 @@ def _load_state(
     *,
     spec: ModelSpec,
     head: frozenset[str],
-    notes: list[str],
+    notes: list[Note],
 ) -> None:
     convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
     target = module.state_dict()
@@ -512,13 +538,15 @@ def _load_state(
             "Choose the architecture the file was saved from."
         )
     if unexpected:
-        notes.append(
+        left_out = (
             f"Left out {len(unexpected)} tensors that the model has no place for, "
             f'first "{unexpected[0]}".'
         )
+        notes.append(Note(about="file", sentence=left_out))
     kept, cast = fitted_state(state, target, wanted & state.keys(), title=spec.name)
     if cast and spec.weights == "checkpoint":
-        notes.append(f"The checkpoint's weights are stored as {', '.join(cast)}, used as float32.")
+        stored = f"The checkpoint's weights are stored as {', '.join(cast)}, used as float32."
+        notes.append(Note(about="file", sentence=stored))
     module.load_state_dict(kept, strict=False)
 
 
@@ -614,7 +642,7 @@ def _short_size(spec: ModelSpec, module: nn.Module, *, native: int, multiple: in
 
 def _runs(module: nn.Module, side: int) -> bool:
     with module_kept(module), memory_kept(module), random_state_kept(0), torch.no_grad():
-        # Auxiliary heads run in training alone; two images, so that batch norms can.
+        # Auxiliary heads only run in training; two images, so that batch norms can.
         for training in (False, True):
             module.train(training)
             try:

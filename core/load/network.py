@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
-from core.errors import OfflineError
+from core.errors import OfflineError, Remedy
 
 DEADLINE_S = 4.0
 
@@ -30,13 +30,13 @@ def _probe(url: str, answers: queue.SimpleQueue[str | None]) -> None:
         answers.put(str(getattr(error, "reason", error)))
 
 
-def require_host(url: str, *, what: str, instead: str) -> None:
+def require_host(url: str, *, what: str, remedy: Remedy) -> None:
     """Raise unless the host of `url` answers within `DEADLINE_S` seconds.
 
     Args:
         url: Any address on the host.
         what: What was wanted, for the message: 'weights of timm model "resnet18"'.
-        instead: What to do without it, a full sentence.
+        remedy: What to do without it.
 
     Raises:
         OfflineError: No answer, or none in time.
@@ -50,5 +50,6 @@ def require_host(url: str, *, what: str, instead: str) -> None:
     if reason is not None:
         raise OfflineError(
             f"The {what} are not on this machine and {urlsplit(url).hostname} cannot be reached "
-            f"({reason}). {instead}"
+            f"({reason}).",
+            remedy,
         )

@@ -50,6 +50,8 @@ SAMPLE_FORMAT, BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 339, 258, 262, 284
 # Where strips and tiles begin, and how long they are.
 PIECES_TAGS = (273, 279, 324, 325)
 MIN_SAMPLE, MAX_SAMPLE, LOWEST_SAMPLE, HIGHEST_SAMPLE = 280, 281, 340, 341
+# Limits of this share of what a floating-point type holds are limits of the type.
+FULL_FLOAT = 0.99
 
 NATIVE_MODES = {
     **dict.fromkeys(("I;16S", "I;16BS"), "I;16NS"),
@@ -113,6 +115,7 @@ class Look:
         transparent: It has an alpha channel or a transparent colour.
         turned: It has a rotation in EXIF data that is not followed.
         inverted: It has more than eight bits and its zero is white.
+        unreadable: Its first bytes could not be got at.
     """
 
     kind: str | None = None
@@ -120,6 +123,7 @@ class Look:
     transparent: bool = False
     turned: bool = False
     inverted: bool = False
+    unreadable: bool = False
 
 
 PLAIN = Look()
@@ -196,6 +200,7 @@ def _decoded(image: Any, data: bytes) -> Stored:
     if image.tile and image.tile[0].codec_name == "libtiff":
         _take_native_order(image)
     inverted = _inverted(image)
+    form = _form(image.format, _raw_mode(image) if image.mode == "RGBA" else image.mode)
     documented, significant = None, None
     if image.format == "TIFF":
         documented = _documented(image, kind)
@@ -217,13 +222,20 @@ def _decoded(image: Any, data: bytes) -> Stored:
         documented=documented,
         significant=significant,
         inverted=inverted,
+        form=form,
     )
+
+
+def _form(file_format: str, mode: str) -> str:
+    """Return a file's format and channels in words, such as "grey PNG"."""
+    colour = "colour" if mode.startswith("RGB") else "grey"
+    return f"{colour} {file_format}{' with transparency' if 'A' in mode else ''}"
 
 
 def _take_native_order(image: Any) -> None:
     """Read numbers that libtiff unpacked in the machine's own order of bytes.
 
-    Pillow 13 does so for unsigned 16-bit numbers alone; signed and 32-bit ones of compressed
+    Pillow 13 does so only for unsigned 16-bit numbers; signed and 32-bit ones of compressed
     big-endian files come out with their bytes in the wrong order.
     """
     (tile,) = image.tile
@@ -294,6 +306,9 @@ def _documented(image: Any, kind: str) -> tuple[float, float] | None:
     kind_of = np.dtype(kind)
     if kind_of.kind in "iu" and white >= np.iinfo(kind_of).max:
         # What the type can hold is the tag's default, and says nothing of what is in it.
+        return None
+    if kind_of.kind == "f" and max(-black, white) >= FULL_FLOAT * float(np.finfo(kind_of).max):
+        # As much of floating point; some programs round it.
         return None
     return black, white
 
@@ -387,7 +402,8 @@ def _portable(image: Any, data: bytes) -> Stored | None:
     if full == 255:
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     documented = (0.0, float(full)) if most < full else None
-    return Raw(values=values.astype(np.uint16), kind="uint16", documented=documented)
+    form = "PGM" if bands == 1 else "PPM"
+    return Raw(values=values.astype(np.uint16), kind="uint16", documented=documented, form=form)
 
 
 def _check_parts(data: bytes) -> None:

@@ -23,6 +23,8 @@ WHOLE = (
 # Bookkeeping of batch norms: no prediction depends on it, and averaged weights hold fractions.
 COUNTER = "num_batches_tracked"
 VARIANCE = "running_var"
+# Of running statistics 0 is as good as next to nothing: a norm adds its epsilon.
+STATISTICS = ("running_mean", VARIANCE)
 
 
 def fitted_state(
@@ -31,7 +33,7 @@ def fitted_state(
     """Return tensors in the number formats of a network, and the formats that were cast.
 
     Args:
-        state: What a file or library holds, shaped like the network's.
+        state: What a file or library holds, in the shapes of the network's.
         target: The `state_dict` of the network as its architecture draws it.
         names: Which tensors are wanted; they are in both.
         title: The network, for the message.
@@ -41,8 +43,8 @@ def fitted_state(
 
     Raises:
         ModelError: A tensor is in a format that holds no weights by itself, or holds values
-            that are not finite (where the architecture's own are), too large for float32, or
-            variances below 0.
+            that are not finite (where the architecture's own are), too large for float32, too
+            small for it throughout, or variances below 0.
     """
     fitted: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
@@ -145,6 +147,18 @@ def _refuse_values(
             f"The weights of {title} hold values that are not finite numbers: {entries}. Nothing "
             "can be measured or trained from them; give weights from before they diverged."
         )
+    lost = {
+        name: count
+        for name, value in fitted.items()
+        if not name.endswith(STATISTICS) and (count := _lost(state[name], value))
+    }
+    if lost:
+        first, count = next(iter(lost.items()))
+        raise ModelError(
+            f"The weights of {title} hold values that are too small for float32: {count:,} of "
+            f'{fitted[first].numel():,} in "{first}"{_more(lost)} would become 0. Give weights '
+            "above 1.2e-38."
+        )
     below = {
         name: int((value < 0).sum())
         for name, value in fitted.items()
@@ -157,3 +171,18 @@ def _refuse_values(
             f'{fitted[first].numel():,} in "{first}"{_more(below)}. Give weights whose running '
             "statistics are sound."
         )
+
+
+def _lost(stored: Tensor, value: Tensor) -> int:
+    """Return how many entries a cast turns into 0 in a tensor that has no larger ones.
+
+    What becomes 0 is below 2^-150. Beside an entry of 2^-126, the smallest that float32 holds in
+    full precision, that is less than the rounding of this entry itself, and nothing is lost.
+    """
+    if stored.dtype not in (torch.float64, torch.complex128) or not value.numel():
+        return 0
+    if not (value.is_floating_point() or value.is_complex()):
+        return 0
+    if float(value.abs().max()) >= torch.finfo(value.dtype).tiny:
+        return 0
+    return int(((stored != 0) & (value == 0)).sum())

@@ -137,6 +137,10 @@ def open_folder(folder: Path, found: Found | None = None) -> Source:
     Args:
         folder: Where it lies.
         found: What is known to lie in it; None lists it now.
+
+    Raises:
+        DataError: Too many files, or no classes in them. Later, from `open`: an image that cannot
+            be read.
     """
     found = found or walk(folder)
     if len(found.files) > MAX_FILES:
@@ -173,7 +177,12 @@ def open_folder(folder: Path, found: Found | None = None) -> Source:
 
 
 def open_zip(path: Path) -> Source:
-    """Read the names of an image folder inside a zip file; members are read on demand."""
+    """Read the names of an image folder inside a zip file; members are read on demand.
+
+    Raises:
+        DataError: No readable zip file, too many files, or no classes in them. Later, from `open`:
+            an image that cannot be read.
+    """
     try:
         archive = opened_zip(path)
     except (OSError, ArchiveError) as error:
@@ -200,9 +209,15 @@ def open_zip(path: Path) -> Source:
             with archive.open(infos[item.key]) as member:
                 content = member.read(MAX_FILE_BYTES + 1)
         except Exception as error:
+            locked = infos[item.key].flag_bits & 1
             raise DataError(
-                f'"{item.name}" in "{path.name}" cannot be unpacked. Zip the folder again, '
-                "without a password."
+                f'"{item.name}" in "{path.name}" cannot be unpacked: '
+                + (
+                    "it has a password. Zip the folder again, without one."
+                    if locked
+                    else "its bytes are damaged. Replace it or leave it out, and zip the folder "
+                    "again."
+                )
             ) from error
         if len(content) > MAX_FILE_BYTES:
             raise DataError(f'Image "{item.name}" is larger than {MAX_FILE_BYTES >> 20} MiB.')
@@ -213,8 +228,8 @@ def open_zip(path: Path) -> Source:
             with archive.open(infos[item.key]) as member:
                 return look_at(cast(BinaryIO, member))
         except Exception:
-            # Cannot be unpacked, as `data` will say.
-            return PLAIN
+            # `data` will say why.
+            return Look(unreadable=True)
 
     return Source(
         classes=classes,
@@ -232,6 +247,9 @@ def open_npz(path: Path) -> Source:
 
     Pixels are uint8, or of another integer or floating-point type that is then the same in both
     parts and mapped by one range.
+
+    Raises:
+        DataError: No readable npz file, or not the arrays of a set of images.
     """
     try:
         headers = array_headers(path)
@@ -370,7 +388,11 @@ def torchvision_sets() -> tuple[str, ...]:
 
 
 def open_torchvision(name: str, root: str) -> Source:
-    """Open a torchvision data set that is already on disk; nothing is downloaded."""
+    """Open a torchvision data set that is already on disk; nothing is downloaded.
+
+    Raises:
+        DataError: No such set, or it is not in that folder.
+    """
     import torchvision.datasets as sets
 
     if name not in torchvision_sets():

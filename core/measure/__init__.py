@@ -1,6 +1,6 @@
 """Network + batches -> figures: one forward and one backward pass a batch.
 
-`gauge` watches and sums, `shard` holds the sums and merges them, `figures` turns them into what a
+`gauge` traces and sums, `shard` holds the sums and merges them, `figures` turns them into what a
 diagnosis says; `features` is the optional slower pass.
 """
 
@@ -18,9 +18,11 @@ from core.measure.features import (
     pooled_features,
     transfer_figures,
 )
-from core.measure.figures import Measured, UnitFigures, figures_of, missing, ratio_intervals
-from core.measure.gauge import BATCH_FIGURES, Gauge, main_parameter, watching
+from core.measure.figures import ArraysByMetric, Measured, figures_of, missing, ratio_intervals
+from core.measure.gauge import Gauge, Summed, gauging
 from core.measure.shard import Shard, shard_from, shard_state
+from core.measure.table import BATCH_FIGURES
+from core.measure.weights import main_parameter
 from core.records import LayerInfo
 
 
@@ -55,7 +57,7 @@ def measure_network(
         DataError: There is no batch, or a batch of one image meets a batch norm.
         ModelError: The forward or backward pass failed.
     """
-    with watching(module, layers, dtype=dtype) as gauge:
+    with gauging(module, layers, dtype=dtype) as gauge:
         for inputs, labels in batches:
             if should_stop():
                 raise Stopped("Measuring was stopped; nothing was written.")
@@ -63,18 +65,20 @@ def measure_network(
             on_batch(len(inputs))
     if gauge.shard.samples == 0:
         raise DataError("There is not a single image to measure on. Ask for at least one.")
-    return figures_of(gauge, histograms=histograms)
+    return figures_of(gauge.summed, histograms=histograms)
 
 
 __all__ = [
     "BATCH_FIGURES",
     "MOST_IMAGES",
     "TRANSFER_NAMES",
+    "ArraysByMetric",
     "Gauge",
     "Measured",
     "Shard",
-    "UnitFigures",
+    "Summed",
     "figures_of",
+    "gauging",
     "main_parameter",
     "measure_network",
     "missing",
@@ -83,5 +87,4 @@ __all__ = [
     "shard_from",
     "shard_state",
     "transfer_figures",
-    "watching",
 ]

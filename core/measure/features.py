@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.measure.figures import missing
-from core.network.trace import first_tensor, watched_forward
+from core.network.trace import first_tensor, traced_forward
 from core.records import LayerInfo, MetricValue
 from core.reductions import unit_axis
 
@@ -72,7 +72,7 @@ def pooled_features(
     with (
         torch.no_grad(),
         torch.autocast(inputs.device.type, dtype, enabled=mixed),
-        watched_forward(module, on_layer=ran),
+        traced_forward(module, on_layer=ran),
     ):
         module(inputs)
     return found

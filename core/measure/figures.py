@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from core.catalogue.metrics import DORMANT_TAU, NEAR_ZERO, RARELY_ACTIVE
-from core.measure.gauge import BATCH_FIGURES, EMPTY, Gauge
+from core.measure.gauge import Summed
 from core.measure.kernels import ROWS, Want, gradient_sums, moment_sums
 from core.measure.shard import HeadSums, SiteSums
+from core.measure.table import BATCH_FIGURES
+from core.measure.weights import EMPTY
 from core.records import LayerInfo, MetricValue
 from core.reductions import (
     FEWEST_EIGENVALUES,
@@ -33,7 +35,7 @@ from core.reductions import (
 RESOLUTION = 1e-6
 HISTOGRAM_BINS = 64
 
-UnitFigures = Mapping[str, np.ndarray]
+ArraysByMetric = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Measured:
     samples: int
     batches: int
     metrics: Mapping[str, Mapping[str, MetricValue]]
-    units: Mapping[str, UnitFigures]
+    units: Mapping[str, ArraysByMetric]
     unit_counts: Mapping[str, int]
     activation_types: Mapping[str, str]
     backend: str
@@ -97,43 +99,44 @@ def missing(names: Iterable[str], reason: str) -> dict[str, MetricValue]:
 
 
 def figures_of(
-    gauge: Gauge, *, histograms: bool = False, begins: Callable[[int], None] = lambda place: None
+    summed: Summed, *, histograms: bool = False, begins: Callable[[int], None] = lambda place: None
 ) -> Measured:
-    """Return the figures of all that a gauge has seen; at least one batch.
+    """Return the figures of all that was seen of a network; at least one batch.
 
     Args:
-        gauge: After its last batch.
+        summed: After the last batch.
         histograms: Add each weight's histogram to the figures by unit.
         begins: Called with a layer's place before its figures are taken; may raise to stop.
     """
-    shard = gauge.shard
+    shard = summed.shard
     metrics: dict[str, dict[str, MetricValue]] = {}
     units: dict[str, dict[str, np.ndarray]] = {}
     unit_counts: dict[str, int] = {}
     types: dict[str, str] = {}
-    widths, relative = _half_widths(gauge)
+    widths, relative = _half_widths(summed)
     spectra: dict[int, dict[str, MetricValue]] = {}
-    for i, layer in enumerate(gauge.layers):
+    for i, layer in enumerate(summed.weights.layers):
         begins(i)
-        weight = gauge.weights[layer.name].detach()
-        if id(gauge.weights[layer.name]) not in spectra:
-            spectra[id(gauge.weights[layer.name])] = _weight_figures(weight)
-        figures = dict(spectra[id(gauge.weights[layer.name])])
+        weight = summed.weights.by_layer[layer.name].detach()
+        if id(summed.weights.by_layer[layer.name]) not in spectra:
+            spectra[id(summed.weights.by_layer[layer.name])] = _weight_figures(weight)
+        figures = dict(spectra[id(summed.weights.by_layer[layer.name])])
         per_unit: dict[str, np.ndarray] = {}
         if weight.ndim > 1:
             per_unit["unit_weight_l2"] = _array(as_matrix(weight).norm(dim=1))
             unit_counts[layer.name] = len(per_unit["unit_weight_l2"])
         if histograms:
             per_unit |= _histogram(weight)
-        more, arrays = _gradient_figures(gauge, layer)
+        more, arrays = _gradient_figures(summed, layer)
         figures |= more
         per_unit |= arrays
-        more, arrays = _site_part(gauge, layer)
+        more, arrays = _site_part(summed, layer)
         figures |= more
         per_unit |= arrays
         seen = shard.sites.get(layer.activation or "")
-        if seen is not None and seen.rows and layer.activation in gauge.sites:
-            types[layer.name] = gauge.sites[layer.activation].activation.name
+        site = summed.sites.get(layer.activation or "")
+        if seen is not None and seen.rows and site is not None:
+            types[layer.name] = site.activation.name
             unit_counts[layer.name] = seen.sums.shape[1]
         more, arrays = _head_part(shard.heads.get(layer.attention or ""), layer)
         figures |= more
@@ -154,7 +157,7 @@ def figures_of(
         units=units,
         unit_counts=unit_counts,
         activation_types=types,
-        backend=gauge.backend,
+        backend=summed.backend,
     )
 
 
@@ -180,25 +183,28 @@ def _student(batches: np.ndarray) -> np.ndarray:
     return np.asarray(stdtrit(np.maximum(batches - 1, 1), 0.975))
 
 
-def noise_share(gauge: Gauge) -> np.ndarray:
+def noise_share(summed: Summed) -> np.ndarray:
     """Return E_B ||g_B||^2 / ||mean g||^2 by layer, (layers,); 1 where there is no gradient.
 
     The norm of one batch's gradient is mostly noise where batches disagree, and varies less,
     for its size, than the norm of the mean does: to first order by this factor.
     """
-    shares = np.ones(len(gauge.layers))
-    for i, layer in enumerate(gauge.layers):
-        key = gauge.gradient_of(layer.name)
-        held = gauge.shard.gradients.get(key or "")
+    shares = np.ones(len(summed.weights.layers))
+    for i, layer in enumerate(summed.weights.layers):
+        key = summed.weights.gradient_of(layer.name)
+        held = summed.shard.gradients.get(key or "")
         if held is not None and held.reached:
-            mean = float(held.total.double().norm()) / gauge.shard.samples
+            mean = float(held.total.double().norm()) / summed.shard.samples
             if mean > 0:
-                shares[i] = max(1.0, float(held.squares) / gauge.shard.samples / mean**2)
+                shares[i] = max(1.0, float(held.squares) / summed.shard.samples / mean**2)
     return shares
 
 
 def half_widths(moments: Moments) -> np.ndarray:
-    """Return half of the 95 % interval of the mean over batches; NaN below two batches."""
+    """Return half of the 95 % interval of the mean over batches, in the shape of the moments.
+
+    NaN below two batches.
+    """
     count = moments.count.cpu().numpy()
     m2 = moments.m2.cpu().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -209,16 +215,16 @@ def half_widths(moments: Moments) -> np.ndarray:
 GRADIENT_NORMS = ("grad_l2", "grad_mean_abs", "relative_grad_norm", "weight_grad_mean_abs")
 
 
-def _half_widths(gauge: Gauge) -> tuple[dict[tuple[int, str], float], dict[int, float]]:
+def _half_widths(summed: Summed) -> tuple[dict[tuple[int, str], float], dict[int, float]]:
     """Return half-widths by layer's place and metric, and the norm's relative one by place."""
-    moments = gauge.shard.moments
+    moments = summed.shard.moments
     if moments is None:
         return {}, {}
     relative: dict[int, float] = {}
     wide, mean = half_widths(moments), moments.mean.cpu().numpy()
-    shares = noise_share(gauge)
+    shares = noise_share(summed)
     found: dict[tuple[int, str], float] = {}
-    for i, _ in enumerate(gauge.layers):
+    for i, _ in enumerate(summed.weights.layers):
         for j, name in enumerate(BATCH_FIGURES):
             if np.isfinite(wide[i, j]):
                 found[i, name] = float(wide[i, j]) * (
@@ -231,7 +237,7 @@ def _half_widths(gauge: Gauge) -> tuple[dict[tuple[int, str], float], dict[int, 
 
 
 def ratio_intervals(
-    own: Gauge, twin: Gauge, ratios: Moments | None, found: Measured, fresh: Measured
+    own: Summed, twin: Summed, ratios: Moments | None, found: Measured, fresh: Measured
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Return 95 % intervals of value over twin, by layer and metric, from paired batches.
 
@@ -239,7 +245,7 @@ def ratio_intervals(
     ratio of the whole. Gradient norms are widened for the noise that a single batch's norm hides.
 
     Args:
-        own: The network's gauge.
+        own: What was seen of the network.
         twin: The twin's, on the same batches.
         ratios: Moments over batches of the logarithms, in the layout of `BATCH_FIGURES`.
         found: The network's figures.
@@ -250,7 +256,7 @@ def ratio_intervals(
     wide = half_widths(ratios)
     shares = np.maximum(noise_share(own), noise_share(twin))
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
-    for i, layer in enumerate(own.layers):
+    for i, layer in enumerate(own.weights.layers):
         for j, name in enumerate(BATCH_FIGURES):
             value = found.metrics[layer.name][name].value
             other = fresh.metrics[layer.name][name].value
@@ -270,19 +276,19 @@ def _array(values: Tensor) -> np.ndarray:
 
 
 def _gradient_figures(
-    gauge: Gauge, layer: LayerInfo
+    summed: Summed, layer: LayerInfo
 ) -> tuple[dict[str, MetricValue], dict[str, np.ndarray]]:
-    key = gauge.gradient_of(layer.name)
+    key = summed.weights.gradient_of(layer.name)
     if key is None:
-        return missing(GRADIENT_NAMES, gauge.why_no_gradient(layer)), {}
-    held, shard = gauge.shard.gradients[key], gauge.shard
+        return missing(GRADIENT_NAMES, summed.weights.why_no_gradient(layer)), {}
+    held, shard = summed.shard.gradients[key], summed.shard
     if not held.reached:
         reason = (
             "no gradient reaches the layer: the loss does not depend on it, or what lies between "
             "runs without gradients (detached)"
         )
         return missing(GRADIENT_NAMES, reason), {}
-    weight, n = gauge.weights[layer.name].detach(), shard.samples
+    weight, n = summed.weights.by_layer[layer.name].detach(), shard.samples
     by_row = gradient_sums(weight, held.total, scale=1 / n)
     square, absolute, product, zeros = (float(each) for each in by_row.sum(1))
     entries = weight.numel()
@@ -330,10 +336,10 @@ def _over_batches(norm: float, squares: float, batches: int) -> dict[str, Metric
 
 
 def _site_part(
-    gauge: Gauge, layer: LayerInfo
+    summed: Summed, layer: LayerInfo
 ) -> tuple[dict[str, MetricValue], dict[str, np.ndarray]]:
-    seen = gauge.shard.sites.get(layer.activation or "")
-    site = gauge.sites.get(layer.activation or "")
+    seen = summed.shard.sites.get(layer.activation or "")
+    site = summed.sites.get(layer.activation or "")
     if seen is not None and seen.rows and site is None:
         return missing(
             (*SITE_NAMES, *AT_UNITS),

@@ -1,4 +1,4 @@
-"""Watch one forward and one backward pass a batch, and read each tensor once.
+"""Trace one forward and one backward pass a batch, and read each tensor once.
 
 Hard parts, and how they are met. In-place activations overwrite what we want to read, so
 pre-activations are read before the call, or, where the output tells the same (ReLU and its
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from time import perf_counter
 from typing import Any, ParamSpec
 
@@ -24,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.catalogue.metrics import DORMANT_TAU, NEAR_ZERO_OUTPUT, RARELY_ACTIVE
 from core.errors import DataError, ModelError
-from core.measure.kernels import ROWS, Intervals, Limits, Reader, Want, backend, gradient_totals
+from core.measure.batch import Batch, Ear, Offer, on_device
+from core.measure.kernels import ROWS, Want, backend, gradient_totals
 from core.measure.shard import (
     NO_KEYS,
     ROWS_AN_IMAGE,
@@ -38,139 +37,89 @@ from core.measure.shard import (
     hashed,
     positions,
 )
-from core.network.activations import Activation, saturated_intervals
+from core.measure.table import BatchTable
+from core.measure.weights import Weights
 from core.network.attention import Attention
 from core.network.hooks import Hooks, batch_statistics, checkpoints_opened, module_kept
-from core.network.trace import OtherPassError, Site, Watch, first_tensor, watched
+from core.network.trace import OtherPassError, Site, Tracing, first_tensor, traced
 from core.records import LayerInfo
-from core.reductions import Moments, binary_entropy
+from core.reductions import Moments
 from core.seeding import random_state_kept
 
 P = ParamSpec("P")
 
-# Figures that one batch gives by itself, in the order in which moments hold them.
-BATCH_FIGURES = (
-    "grad_l2",
-    "grad_mean_abs",
-    "relative_grad_norm",
-    "weight_grad_mean_abs",
-    "grad_zero_fraction",
-    "unit_grad_mean_abs_mean",
-    "grad_dormant_fraction",
-    "saturated_fraction",
-    "rho_b",
-    "dead_fraction",
-    "rarely_active_fraction",
-    "dormant_fraction",
-    "near_zero_output_fraction",
-    "activation_mean_abs",
-    "sign_entropy",
-    "attention_entropy",
-)
 # Queries of one image that attention entropy looks at.
 QUERIES_AN_IMAGE = 8
 # float16 gradients of small losses vanish below 6e-8; the loss is scaled up first.
 LARGEST_SCALE = 2.0**16
 SMALLEST_SCALE = 2.0**-8
 
-EMPTY = "the weight has no entries"
 RUN_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 
 
-def main_parameter(layer: LayerInfo) -> str:
-    """Return the `state_dict` name of the parameter a layer's figures speak of: its largest."""
-    return max(layer.parameters, key=lambda parameter: parameter.count).name
+class LossScale:
+    """By what the loss is multiplied so that float16 gradients neither vanish nor overflow."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.value = LARGEST_SCALE if dtype == torch.float16 else 1.0
+        self._settled = dtype != torch.float16
 
-def output_tells(activation: Activation) -> bool:
-    """Return whether sign and saturation of z can be read off h, so that z need not be read."""
-    if activation.name == "hardtanh":
-        return activation.settings[0] <= 0 < activation.settings[1]
-    return activation.name in ("relu", "relu6")
+    def up(self, loss: Tensor) -> Tensor:
+        """Return the loss, a scalar, scaled up."""
+        return loss if self.value == 1.0 else loss * self.value
 
+    def settle(self, finite: Callable[[], bool]) -> None:
+        """Halve the scale until no gradient of the first batch overflows; once.
 
-class _Ear:
-    """How one activation is read, set up once, and what its reads of the batch in hand gave.
-
-    While a pass runs, next to nothing of Python is in a cache and every step of it is slow, so
-    that all but the reads themselves waits until the pass is over.
-
-    Attributes:
-        site: The activation.
-        layer: Place of the layer that feeds it.
-        units: How many it has.
-        rows: Rows read.
-        before: (5, units) float64 of z; None where h tells the same.
-        sums: (5, units) float64 of h.
-        gradient: (units,) float64, sum of |dL_n/dh|; None until it came.
-    """
-
-    def __init__(
-        self, site: Site, layer: int, shape: torch.Size, axis: int, dtype: torch.dtype
-    ) -> None:
-        self.site, self.layer, self.shape, self.axis = site, layer, shape, axis
-        self.units = shape[axis]
-        self.rows = shape.numel() // max(self.units, 1)
-        self.before: Tensor | None = None
-        self.sums = torch.empty(0)
-        self.gradient: Tensor | None = None
-        want, limits = _wanted_of(site.activation, dtype)
-        self.read = Reader(axis, want, limits)
-        self.read_gradient = Reader(axis, Want.ABSOLUTE)
-        self.read_before: Reader | None = None
-        if not output_tells(site.activation):
-            intervals = Limits(saturated_intervals(site.activation))
-            self.read_before = Reader(axis, Want.POSITIVE | Want.INSIDE, intervals)
+        Args:
+            finite: Runs the batch under the scale and says whether all gradients are finite.
+        """
+        if self._settled:
+            return
+        while self.value > SMALLEST_SCALE and not finite():
+            self.value /= 2
+        # Later batches may be a little larger.
+        self.value /= 4
+        self._settled = True
 
 
 @dataclass(frozen=True, slots=True)
-class _Offer:
-    """Which rows of activations of one size are kept of a batch, and whose places they take.
+class Summed:
+    """What figures are made of.
 
     Attributes:
-        before: Keys held before it; (kept,) uint64.
-        after: Keys held after it.
-        offered: How many rows were offered.
-        images: (new,) entries of the first axis.
-        places: (new,) positions in them.
-        flat: (new,) on the device: both as one number.
-        where: (new,) on the device: which kept rows they replace.
+        shard: The sums over all batches.
+        weights: The network's.
+        sites: Name of an activation to what it is.
+        backend: By what means sums were taken.
     """
 
-    before: np.ndarray
-    after: np.ndarray
-    offered: int
-    images: np.ndarray
-    places: np.ndarray
-    flat: Tensor
-    where: Tensor
+    shard: Shard
+    weights: Weights
+    sites: Mapping[str, Site]
+    backend: str
 
 
 class Gauge:
-    """One network under watch. Use it only through `watching`."""
+    """One network being measured. Use it only through `gauging`."""
 
     def __init__(
-        self, module: nn.Module, layers: Sequence[LayerInfo], watch: Watch, *, dtype: torch.dtype
+        self,
+        module: nn.Module,
+        layers: Sequence[LayerInfo],
+        tracing: Tracing,
+        *,
+        dtype: torch.dtype,
     ) -> None:
-        parameters = dict(module.named_parameters(remove_duplicate=False))
-        self.module, self.layers, self.dtype = module, layers, dtype
-        self._watch = watch
-        self.weights = {layer.name: parameters[main_parameter(layer)] for layer in layers}
-        names: dict[int, str] = {}
-        for layer in layers:
-            weight = self.weights[layer.name]
-            if weight.requires_grad and weight.numel():
-                names.setdefault(id(weight), main_parameter(layer))
-        self._keys = names
-        self._wanted = {name: parameters[name] for name in names.values()}
-        self.device = next(iter(parameters.values())).device if parameters else torch.device("cpu")
-        self._norms = {
-            name: weight.detach().double().norm() for name, weight in self._wanted.items()
-        }
+        self.module, self.dtype = module, dtype
+        self.weights = Weights.of(module, layers)
+        self.device = next(module.parameters(), torch.empty(0)).device
+        self._tracing = tracing
         self._feeders = {layer.activation: i for i, layer in enumerate(layers) if layer.activation}
         self._asking = {layer.attention: i for i, layer in enumerate(layers) if layer.attention}
+        self._table = BatchTable(self.weights, self.device)
         self.shard = Shard(0, 0, torch.zeros((), dtype=torch.float64, device=self.device))
-        for name, weight in self._wanted.items():
+        for name, weight in self.weights.trained.items():
             like = torch.float64 if weight.dtype == torch.float64 else torch.float32
             self.shard.gradients[name] = GradientTotal(
                 torch.zeros_like(weight, dtype=like, requires_grad=False),
@@ -179,39 +128,19 @@ class Gauge:
         self.sites: dict[str, Site] = {}
         self.backend = backend(self.device, torch.float32)
         self._hooks: Hooks
-        self._first = 0
-        self._rows = 0
-        self._scale = LARGEST_SCALE if dtype == torch.float16 else 1.0
-        self._settled = dtype != torch.float16
-        self._ears: dict[str, _Ear] = {}
-        # Of the batch in hand: which activations were read, attention by layer, and which rows
-        # of an activation of so many positions are kept.
-        self._reads: list[_Ear] = []
-        self._rows_taken: list[tuple[str, _Offer, Tensor | None]] = []
-        self._attention: dict[int, Tensor] = {}
-        self._heads: list[tuple[str, HeadSums]] = []
+        self._scale = LossScale(dtype)
+        self._ears: dict[str, Ear] = {}
+        self._batch = Batch()
         # Whether the network writes into its input; None before the first pass.
         self._writes: bool | None = None
-        self._offers: dict[tuple[int, int, int], _Offer] = {}
-        self._segments: tuple[tuple[int, ...], Tensor, Tensor] | None = None
         # Wall time spent on reading, of the whole of `add`; says little where work is queued.
         self.reading_s = 0.0
         self.whole_s = 0.0
 
-    def gradient_of(self, layer: str) -> str | None:
-        """Return under which name a layer's gradient is summed; None for a frozen one."""
-        return self._keys.get(id(self.weights[layer]))
-
-    def why_no_gradient(self, layer: LayerInfo) -> str:
-        """Return why a layer's gradient is not summed, where `gradient_of` gives none."""
-        weight = self.weights[layer.name]
-        if not weight.numel():
-            return EMPTY
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
-        if any(parameters[each.name].requires_grad for each in layer.parameters):
-            name = main_parameter(layer)
-            return f"{name} is frozen: it gets no gradient, though others of its layer do"
-        return "the layer is frozen: it gets no gradient"
+    @property
+    def summed(self) -> Summed:
+        """All that was seen so far, for `figures_of`."""
+        return Summed(self.shard, self.weights, self.sites, self.backend)
 
     def add(self, inputs: Tensor, labels: Tensor, *, first: int) -> Tensor:
         """Measure one batch.
@@ -230,16 +159,14 @@ class Gauge:
             ModelError: The forward or backward pass failed.
         """
         began = perf_counter()
-        self._first, self._rows = first, len(inputs)
-        if not self._settled:
-            self._settle(inputs, labels)
         try:
+            self._scale.settle(lambda: self._trial(inputs, labels))
             try:
-                loss, gradients = self._pass(inputs, labels)
+                loss, gradients = self._pass(inputs, labels, first)
             except OtherPassError:
                 # A network that goes another way with other images is named anew.
-                self._watch.forget()
-                loss, gradients = self._pass(inputs, labels)
+                self._tracing.forget()
+                loss, gradients = self._pass(inputs, labels, first)
         except RUN_ERRORS as error:
             raise _explained(error, inputs, labels) from error
         passed = perf_counter()
@@ -247,10 +174,10 @@ class Gauge:
         norms = self._add_gradients(gradients)
         del gradients
         self._add_reads()
-        self.shard.samples += self._rows
+        self.shard.samples += self._batch.rows
         self.shard.batches += 1
         self.shard.loss = self.shard.loss + loss.detach().double()
-        figures = self._batch_figures(norms)
+        figures = self._table.of(self._batch, norms)
         moments = Moments.of(figures)
         before = self.shard.moments
         self.shard.moments = moments if before is None else before.merged(moments)
@@ -260,12 +187,17 @@ class Gauge:
         return figures
 
     def learn_sites(self, inputs: Tensor, labels: Tensor) -> None:
-        """Run one batch to learn which activations there are, and forget its sums."""
+        """Run one batch to learn which activations there are, and forget its sums.
+
+        Args:
+            inputs: (n, 3, h, w), on the network's device.
+            labels: (n,).
+        """
         held, known = self.shard, dict(self.sites)
         self.shard = Shard(0, 0, torch.zeros_like(held.loss))
-        for name, each in held.gradients.items():
+        for name, gradient in held.gradients.items():
             self.shard.gradients[name] = GradientTotal(
-                torch.zeros_like(each.total), torch.zeros_like(each.squares)
+                torch.zeros_like(gradient.total), torch.zeros_like(gradient.squares)
             )
         try:
             self.add(inputs, labels, first=0)
@@ -273,18 +205,17 @@ class Gauge:
             self.shard = held
         self.sites |= known
 
-    def _pass(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _pass(self, inputs: Tensor, labels: Tensor, first: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and its gradients; reads wait to be added."""
-        self._reads, self._rows_taken, self._heads = [], [], []
-        self._attention, self._offers = {}, {}
-        with torch.enable_grad(), self._watch.kept() as self._hooks:
-            with self._watch.forward(
+        self._batch = Batch(first, len(inputs))
+        with torch.enable_grad(), self._tracing.kept() as self._hooks:
+            with self._tracing.forward(
                 before_activation=self._timed(self._before),
                 after_activation=self._timed(self._after),
                 on_attention=self._timed(self._attended) if self._asking else None,
             ):
                 loss = self._loss(inputs, labels)
-            for ear in self._reads:
+            for ear in self._batch.reads:
                 # Of a gradient taken inside the forward: it is not the loss's.
                 ear.gradient = None
             return loss, self._gradients(loss)
@@ -319,33 +250,24 @@ class Gauge:
         return F.cross_entropy(wide, labels, reduction="sum")
 
     def _gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        if not self._wanted:
+        if not self.weights.trained:
             return {}
         found = torch.autograd.grad(
-            loss * self._scale if self._scale != 1.0 else loss,
-            list(self._wanted.values()),
+            self._scale.up(loss),
+            list(self.weights.trained.values()),
             allow_unused=True,
         )
         return {
             name: gradient
-            for name, gradient in zip(self._wanted, found, strict=True)
+            for name, gradient in zip(self.weights.trained, found, strict=True)
             if gradient is not None
         }
 
-    def _settle(self, inputs: Tensor, labels: Tensor) -> None:
-        """Halve the scale of the loss until no float16 gradient overflows. Waits for the device."""
-        while self._scale > SMALLEST_SCALE:
-            try:
-                with torch.enable_grad(), self._watch.kept():
-                    gradients = self._gradients(self._loss(inputs, labels))
-            except RUN_ERRORS as error:
-                raise _explained(error, inputs, labels) from error
-            if all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
-                break
-            self._scale /= 2
-        # Later batches may be a little larger.
-        self._scale /= 4
-        self._settled = True
+    def _trial(self, inputs: Tensor, labels: Tensor) -> bool:
+        """Return whether all gradients of a batch are finite. Waits for the device."""
+        with torch.enable_grad(), self._tracing.kept():
+            gradients = self._gradients(self._loss(inputs, labels))
+        return all(bool(gradient.isfinite().all()) for gradient in gradients.values())
 
     def _add_gradients(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add this batch's gradients to the sums; return (4,) sums of each by name."""
@@ -353,121 +275,25 @@ class Gauge:
             return {}
         held = [self.shard.gradients[name] for name in gradients]
         sums = gradient_totals(
-            [self._wanted[name] for name in gradients],
+            [self.weights.trained[name] for name in gradients],
             list(gradients.values()),
             [each.total for each in held],
-            scale=1 / self._scale,
+            scale=1 / self._scale.value,
         )
-        for each, square in zip(held, (sums[:, 0] / self._rows).unbind(), strict=True):
+        for each, square in zip(held, (sums[:, 0] / self._batch.rows).unbind(), strict=True):
             each.squares = each.squares + square
             each.reached += 1
         return dict(zip(gradients, sums.unbind(), strict=True))
 
-    def _batch_figures(self, norms: dict[str, Tensor]) -> Tensor:
-        """Return (layers, figures) of this batch, all layers in the same few operations."""
-        table = torch.full(
-            (len(BATCH_FIGURES), len(self.layers)),
-            math.nan,
-            dtype=torch.float64,
-            device=self.device,
-        )
-        if norms:
-            places = [
-                i for i, layer in enumerate(self.layers) if self.gradient_of(layer.name) in norms
-            ]
-            keys = [self.gradient_of(self.layers[i].name) or "" for i in places]
-            index = _on(places, self.device)
-            square, absolute, product, zeros = torch.stack([norms[key] for key in keys], 1)
-            size = _on([float(self._wanted[key].numel()) for key in keys], self.device)
-            length = square.sqrt() / self._rows
-            table[_row("grad_l2"), index] = length
-            table[_row("grad_mean_abs"), index] = absolute / (size * self._rows)
-            norm = torch.stack([self._norms[key] for key in keys])
-            table[_row("relative_grad_norm"), index] = length / norm
-            table[_row("weight_grad_mean_abs"), index] = product / (size * self._rows)
-            table[_row("grad_zero_fraction"), index] = zeros / size
-        if self._reads:
-            self._site_figures(table)
-        if self._attention:
-            index = _on(list(self._attention), self.device)
-            table[_row("attention_entropy"), index] = torch.stack(list(self._attention.values()))
-        return table.T.contiguous()
-
-    def _site_figures(self, table: Tensor) -> None:
-        reads = self._reads
-        widths = tuple(read.sums.shape[1] for read in reads)
-        if self._segments is None or self._segments[0] != widths:
-            # (units, sites): which site a unit belongs to, and the same as a mean over units.
-            owner = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
-            mean = torch.zeros(sum(widths), len(widths), dtype=torch.float64)
-            mean[torch.arange(len(owner)), owner] = 1 / torch.tensor(widths).double()[owner]
-            self._segments = widths, owner.to(self.device), mean.to(self.device)
-        _, owner, mean = self._segments
-        index = _on([read.layer for read in reads], self.device)
-        rows = _on([float(read.rows) for read in reads], self.device)[owner]
-        absolute, positive, inside, near, offset = (
-            torch.cat([read.sums for read in reads], 1) / rows
-        )
-        at_units = torch.cat(
-            [
-                torch.full_like(read.sums[0], math.nan) if read.gradient is None else read.gradient
-                for read in reads
-            ]
-        )
-        at_units = at_units / rows
-        by_unit = torch.stack([absolute, inside, near, offset, binary_entropy(positive), at_units])
-        # In a product one site's NaN would reach all others.
-        broken_units = ~by_unit.isfinite()
-        means = torch.where(broken_units, 0.0, by_unit) @ mean
-        means = torch.where(broken_units.double() @ mean > 0, math.nan, means)
-        shares = (
-            torch.stack(
-                [
-                    (absolute <= DORMANT_TAU * means[0][owner]).double(),
-                    (positive == 0).double(),
-                    (positive < RARELY_ACTIVE).double(),
-                    (at_units <= DORMANT_TAU * means[5][owner]).double(),
-                ]
-            )
-            @ mean
-        )
-        # A unit that holds NaN counts nowhere, so what was counted would be a guess.
-        broken = torch.where(means[0].isfinite(), 0.0, math.nan)
-        at_broken = torch.where(means[5].isfinite(), 0.0, math.nan)
-        spans = [read.site.activation.bounds or (math.nan, math.nan) for read in reads]
-        factor = _on([2 / (high - low) for low, high in spans], self.device)
-        rectifies = _on(
-            [0.0 if read.site.activation.rectifies else math.nan for read in reads], self.device
-        )
-        for name, values in (
-            ("activation_mean_abs", means[0] + broken),
-            ("saturated_fraction", means[1] + broken),
-            ("near_zero_output_fraction", means[2] + broken),
-            ("rho_b", means[3] * factor),
-            ("sign_entropy", means[4] + broken),
-            ("unit_grad_mean_abs_mean", means[5] + at_broken),
-            ("dormant_fraction", shares[0] + broken),
-            ("dead_fraction", shares[1] + rectifies + broken),
-            ("rarely_active_fraction", shares[2] + rectifies + broken),
-            ("grad_dormant_fraction", shares[3] + at_broken),
-        ):
-            table[_row(name), index] = values
-
-    def _samples(self, entries: int) -> np.ndarray:
-        """Return numbers for the entries of a tensor's first axis: images, or windows of them."""
-        if self._rows and entries % self._rows == 0:
-            return np.arange(entries) + self._first * (entries // self._rows)
-        return np.arange(entries)
-
-    def _ear(self, site: Site, z: Tensor) -> _Ear | None:
+    def _ear(self, site: Site, z: Tensor) -> Ear | None:
         """Return how an activation is read; None for one that belongs to no layer."""
         ear = self._ears.get(site.name)
         if ear is not None and ear.shape == z.shape and ear.site.activation == site.activation:
             return ear
         place = self._feeders.get(site.name)
-        if place is None or z.ndim <= max(1, axis := self.layers[place].unit_axis):
+        if place is None or z.ndim <= max(1, axis := self.weights.layers[place].unit_axis):
             return None
-        ear = self._ears[site.name] = _Ear(site, place, z.shape, axis, z.dtype)
+        ear = self._ears[site.name] = Ear(site, place, z.shape, axis, z.dtype)
         return ear
 
     def _before(self, site: Site, z: Tensor) -> None:
@@ -481,7 +307,7 @@ class Gauge:
             return
         ear.sums, ear.gradient = ear.read(h), None
         self._take_rows(site.name, h.detach(), ear.axis)
-        self._reads.append(ear)
+        self._batch.reads.append(ear)
 
         def on_gradient(gradient: Tensor) -> None:
             began = perf_counter()
@@ -496,7 +322,7 @@ class Gauge:
         Raises:
             ModelError: With the activation and both widths.
         """
-        for ear in self._reads:
+        for ear in self._batch.reads:
             known = self.shard.sites.get(ear.site.name)
             if known is not None and known.sums.shape[1] != ear.units:
                 raise ModelError(
@@ -507,10 +333,10 @@ class Gauge:
 
     def _add_reads(self) -> None:
         """Add what was read of the batch in hand to the sums."""
-        for name, sums in self._heads:
+        for name, sums in self._batch.heads:
             heads = self.shard.heads.get(name)
             self.shard.heads[name] = sums if heads is None else heads.merged(sums)
-        for ear in self._reads:
+        for ear in self._batch.reads:
             known = self.shard.sites.get(ear.site.name)
             if known is None:
                 known = SiteSums.empty(ear.units, ear.sums.device)
@@ -523,18 +349,18 @@ class Gauge:
             known.sums += ear.sums
             known.rows += ear.rows
             if ear.gradient is not None:
-                if self._scale != 1.0:
-                    ear.gradient /= self._scale
+                if self._scale.value != 1.0:
+                    ear.gradient /= self._scale.value
                 known.gradient += ear.gradient
                 known.gradient_rows += ear.rows
-        for name, offer, rows in self._rows_taken:
+        for name, offer, rows in self._batch.rows_taken:
             sample = self.shard.sites[name].sample
             sample.take_in(offer.after, offer.where, rows, offered=offer.offered)
 
     def _take_rows(self, name: str, h: Tensor, axis: int) -> None:
         """Take some rows of h for the sample that its rank is taken from.
 
-        The choice depends on the number of the image and of positions alone, so that all
+        The choice depends only on the number of the image and of positions, so that all
         activations of one size share it.
         """
         last = h.movedim(axis, -1)
@@ -542,28 +368,28 @@ class Gauge:
         # Samples of one size hold one array of keys.
         known = self.shard.sites.get(name)
         keys = NO_KEYS if known is None else known.sample.keys
-        offer = self._offers.get((*size, id(keys)))
+        offer = self._batch.offers.get((*size, id(keys)))
         if offer is None:
-            offer = self._offers[*size, id(keys)] = self._offered(size, keys)
+            offer = self._batch.offers[*size, id(keys)] = self._offered(size, keys)
         rows = None
         if len(offer.flat) and last.is_contiguous():
             # In the order of memory a position is one number, whatever the number of axes.
             rows = last.flatten(0, -2).index_select(0, offer.flat)
         elif len(offer.flat):
             inside = np.unravel_index(offer.places, last.shape[1:-1]) if last.ndim > 2 else ()
-            rows = last[tuple(_on(each, h.device) for each in (offer.images, *inside))]
-        self._rows_taken.append((name, offer, rows))
+            rows = last[tuple(on_device(each, h.device) for each in (offer.images, *inside))]
+        self._batch.rows_taken.append((name, offer, rows))
 
-    def _offered(self, size: tuple[int, int], held: np.ndarray) -> _Offer:
-        samples = self._samples(size[0])
+    def _offered(self, size: tuple[int, int], held: np.ndarray) -> Offer:
+        samples = self._batch.images(size[0])
         chosen = positions(samples, size[1], most=ROWS_AN_IMAGE, salt=size[1])
         numbers = samples[:, None].astype(np.uint64) * np.uint64(2**24)
         keys = hashed(numbers + chosen.astype(np.uint64), salt=1).ravel()
         after, new, where = best_keys(held, keys)
         images = np.repeat(np.arange(size[0]), chosen.shape[1])[new]
         places = chosen.ravel()[new]
-        flat = _on(images * size[1] + places, self.device)
-        return _Offer(held, after, len(keys), images, places, flat, _on(where, self.device))
+        flat = on_device(images * size[1] + places, self.device)
+        return Offer(held, after, len(keys), images, places, flat, on_device(where, self.device))
 
     def _attended(self, name: str, inside: str, attention: Attention) -> None:
         del inside
@@ -574,66 +400,28 @@ class Gauge:
         if batch == 0 or queries == 0:
             return
         whole = attention.entries or batch
-        samples = self._samples(whole)[:: attention.every]
-        windows = max(1, whole // max(self._rows, 1))
+        samples = self._batch.images(whole)[:: attention.every]
+        windows = max(1, whole // max(self._batch.rows, 1))
         most = max(1, QUERIES_AN_IMAGE // windows)
         chosen = positions(samples, queries, most=most, salt=queries)
-        entropy, chooses = attention.entropy(_on(chosen, self.device))
+        entropy, chooses = attention.entropy(on_device(chosen, self.device))
         sums = HeadSums(chooses.sum((0, 2)), entropy.double().sum((0, 2)))
-        self._heads.append((name, sums))
-        self._attention[place] = (sums.entropy / sums.rows).mean()
-
-
-def _row(name: str) -> int:
-    return BATCH_FIGURES.index(name)
-
-
-def _on(values: list[float] | list[int] | np.ndarray, device: torch.device) -> Tensor:
-    """Return numbers as a tensor on the device, without waiting for it."""
-    if isinstance(values, np.ndarray):
-        held = torch.from_numpy(values)
-    else:
-        held = torch.tensor(
-            values, dtype=torch.float64 if isinstance(values[0], float) else torch.int64
-        )
-    return held.to(device, non_blocking=True)
-
-
-@cache
-def _wanted_of(activation: Activation, dtype: torch.dtype) -> tuple[Want, Limits]:
-    want, middle = Want.ABSOLUTE | Want.NEAR, 0.0
-    intervals: Intervals = ()
-    if output_tells(activation):
-        want |= Want.POSITIVE
-        intervals = saturated_intervals(activation)
-        if activation.rectifies:
-            # What is not positive is saturated: no need to count it twice.
-            intervals = tuple(each for each in intervals if each[1] > 0)
-        # Outputs at a bound are at the number next to it that their type has.
-        intervals = tuple(
-            (torch.tensor(low, dtype=dtype).item(), torch.tensor(high, dtype=dtype).item())
-            for low, high in intervals
-        )
-        if intervals:
-            want |= Want.INSIDE
-    if activation.bounds is not None:
-        want |= Want.OFFSET
-        middle = sum(activation.bounds) / 2
-    return want, Limits(intervals, middle, NEAR_ZERO_OUTPUT)
+        self._batch.heads.append((name, sums))
+        self._batch.attention[place] = (sums.entropy / sums.rows).mean()
 
 
 def _eager() -> AbstractContextManager[Any]:
-    """Have compiled parts run as written: what is compiled cannot be watched."""
+    """Have compiled parts run as written: what is compiled cannot be traced."""
     # Nothing is compiled before this is loaded, and loading it takes a second.
     loaded = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 @contextmanager
-def watching(
+def gauging(
     module: nn.Module, layers: Sequence[LayerInfo], *, dtype: torch.dtype = torch.float32
 ) -> Iterator[Gauge]:
-    """Put a network under watch; it is exactly as it was after the block.
+    """Measure a network inside the block, and leave it exactly as it was.
 
     Norms with running statistics use the batch's own inside and do not update theirs; everything
     else is in eval mode.
@@ -648,10 +436,10 @@ def watching(
         checkpoints_opened(),
         module_kept(module),
         random_state_kept(0),
-        watched(module) as watch,
+        traced(module) as tracing,
     ):
         batch_statistics(module)
-        yield Gauge(module, layers, watch, dtype=dtype)
+        yield Gauge(module, layers, tracing, dtype=dtype)
 
 
 def _explained(error: Exception, inputs: Tensor, labels: Tensor) -> Exception:

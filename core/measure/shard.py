@@ -1,6 +1,6 @@
 """What measuring some batches leaves: sums that merge, so that shards give what one pass gives.
 
-A shard's size depends on the network alone, never on the number of images. Everything in it is a
+A shard's size depends only on the network, never on the number of images. Everything in it is a
 sum, a count, moments over batches (Chan et al.), or a sample of rows chosen by a hash of the
 image's number, so that merging shards in any order gives the same figures up to the rounding of
 sums.
@@ -290,7 +290,10 @@ def _joined(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]
 
 
 def shard_state(shard: Shard) -> dict[str, Tensor]:
-    """Return a shard as named tensors on the host, for a file; `shard_from` reads it back."""
+    """Return a shard as named tensors on the host, for a file; `shard_from` reads it back.
+
+    The shapes depend only on the network: sums (figures, units), sampled rows (rows, units).
+    """
     state: dict[str, Tensor] = {
         "header": torch.tensor([shard.samples, shard.batches], dtype=torch.int64),
         "loss": shard.loss,
@@ -331,7 +334,7 @@ def _taker(rows: Tensor) -> Callable[[np.ndarray], Tensor]:
 
 
 def shard_from(state: Mapping[str, Tensor]) -> Shard:
-    """Return the shard that `shard_state` wrote.
+    """Return the shard that `shard_state` wrote, from tensors in the same shapes.
 
     Raises:
         KeyError: Parts are missing.

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from core.errors import ModelError
 from core.network.hooks import batch_statistics, memory_kept, module_kept
-from core.network.trace import Site, first_tensor, watched_forward
+from core.network.trace import Site, first_tensor, traced_forward
 from core.records import LayerInfo
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -64,7 +64,7 @@ def entries_below_mean(utility: Tensor, factor: float) -> np.ndarray:
 
 
 def random_entries(count: int, size: int, generator: torch.Generator) -> np.ndarray:
-    """Return `count` different flat indices below `size`, ascending, each as likely."""
+    """Return different flat indices below `size`, int64 (count,), ascending; each is as likely."""
     found: np.ndarray = np.sort(torch.randperm(size, generator=generator)[:count].numpy())
     return found
 
@@ -92,6 +92,10 @@ def summed_gradients(
 
     Raises:
         ModelError: A gradient is not finite.
+
+    Source:
+        The sum: Coetzer et al. 2026, arXiv:2603.20860 (WG). The moving average: Shin et al., DASH,
+        NeurIPS 2024, arXiv:2410.23495.
     """
     named = dict(module.named_parameters())
     with module_kept(module):
@@ -137,7 +141,7 @@ def rounding_alone(module: nn.Module, inputs: Tensor, labels: Tensor) -> frozens
     """Return the names of vectors whose gradient is 0 but for rounding.
 
     A bias in front of a norm is one: the norm takes out what it adds. So is the shift of a norm
-    whose output reaches the next norm through convolutions alone. Which of their entries have the
+    whose output reaches the next norm only through convolutions. Which of their entries have the
     least |w g| is a matter of the order of additions. They are told by taking one batch's
     gradient in float32 and in float64: the second is smaller by nine digits.
 
@@ -199,7 +203,11 @@ class UnitFigures:
 
     @property
     def replacement_cost(self) -> np.ndarray:
-        """|E g (h - E h)|, (units,): what replacing a unit by its mean changes to first order."""
+        """|E g (h - E h)|, (units,): what replacing a unit by its mean changes to first order.
+
+        Source:
+            GXD, arXiv:2605.06834.
+        """
         cost = (self.product - self.activation * self.gradient).abs()
         found: np.ndarray = cost.numpy()
         return found
@@ -243,7 +251,7 @@ def unit_figures(
 
                 holder.gradient(h, back)
 
-            with watched_forward(module, after_activation=active) as holder:
+            with traced_forward(module, after_activation=active) as holder:
                 logits = first_tensor(module(inputs))
                 assert logits is not None
                 torch.autograd.grad(

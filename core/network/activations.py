@@ -1,6 +1,6 @@
 """Activations: which functions they are and where their derivative is nearly zero.
 
-Whether a pre-activation z is saturated depends on z alone, and the set of such z is a few
+Whether a pre-activation z is saturated depends only on z, and the set of such z is a few
 intervals. They are found once per activation; counting on a tensor then needs comparisons only,
 not the derivative of every entry.
 """

@@ -1,6 +1,6 @@
-"""Blocks that watch or change a network for a while and always put everything back.
+"""Blocks that trace or change a network for a while and always put everything back.
 
-Nothing is stored on a module: a watched network pickles, deep-copies and compiles as before,
+Nothing is stored on a module: a traced network pickles, deep-copies and compiles as before,
 and a hook that outlives its block would keep activations alive and poison the next run.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 TRACKING = "track_running_stats"
 _EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
-# Of these, what a forward may change: hooks are put on and taken off by whoever watches.
+# Of these, what a forward may change: hooks are put on and taken off by whoever traces.
 _HOLD = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -52,6 +52,8 @@ class Hooks:
 
     def gradient(self, tensor: Tensor, call: Callable[[Tensor], None]) -> None:
         """Call `call(gradient)` when the tensor's gradient is known, unless it needs none.
+
+        The tensor may have any shape; the gradient has the same.
 
         Tensor hooks survive in-place changes of the tensor further on, which module backward
         hooks do not.

@@ -116,7 +116,7 @@ class Origins:
         return self._last[0].layer if self._last is not None else ""
 
     def maker(self, tensor: Tensor | None) -> Origin | None:
-        """Return the layer that made the tensor's values; None where none did alone."""
+        """Return the layer that made a tensor, of any shape; None where none did alone."""
         return self._made.get(id(tensor), (None, None))[1]
 
     def feeder(self, tensor: Tensor) -> Origin | None:
@@ -147,14 +147,14 @@ class Origins:
                 self._lost[id(each)] = ref(each)
 
     def ran(self, origin: Origin, output: Tensor) -> None:
-        """Note that a layer made a tensor."""
+        """Note that a layer made a tensor, of any shape."""
         self._made[id(output)] = output, origin
         self._last = origin, output.shape
         self._turns += 1
         self._turn[origin.layer] = self._turns
 
     def forget(self, tensor: Tensor) -> None:
-        """Note that a tensor was overwritten with something else."""
+        """Note that a tensor, of any shape, was overwritten with something else."""
         self._made.pop(id(tensor), None)
         self._blended.pop(id(tensor), None)
 
@@ -240,7 +240,7 @@ def _moved(
         results = tensors_in([function(marked, *args, **kwargs)])
     except (RuntimeError, TypeError, ValueError):
         return []
-    return [_counting(each, source.shape[axis]) for each in results]
+    return [_counting(result, source.shape[axis]) for result in results]
 
 
 def _counting(numbers: Tensor, units: int) -> int | None:
@@ -282,7 +282,7 @@ def _apart(source: Tensor, axis: int, made: Tensor, where: int, *, part: bool = 
 
 
 def tensors_in(given: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors among arguments, those in a tuple or list included."""
+    """Return the tensors of any shape among arguments, also those in a tuple or list."""
     found: list[Tensor] = []
     for each in given:
         if isinstance(each, Tensor):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,21 +16,13 @@ from torch import Tensor, nn
 from core.errors import ModelError
 from core.network.hooks import module_kept
 from core.network.origins import PRODUCTS, Origin, Origins, tensors_in
-from core.network.trace import Site, first_tensor, watched_forward
+from core.network.trace import Site, first_tensor, traced_forward
 from core.records import LayerInfo, ModelCard, ModelOutline, ParameterInfo
 from core.records.outline import LayerKind
 from core.reductions import unit_axis
 from core.seeding import random_state_kept
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@dataclass(slots=True)
-class _Traced:
-    order: list[str] = field(default_factory=list)
-    coupled: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    sites: dict[str, tuple[Site, int]] = field(default_factory=dict)
-    attention: dict[str, str] = field(default_factory=dict)
 
 
 def example_input(module: nn.Module, *, size: int, batch: int = 2) -> Tensor:
@@ -53,7 +44,8 @@ def outline_module(module: nn.Module, card: ModelCard, head: frozenset[str]) -> 
         ModelError: It cannot run on an image of its default size.
     """
     try:
-        traced = _trace(module, size=card.default_size)
+        trace = _Trace(module)
+        trace.run(module, example_input(module, size=card.default_size))
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
@@ -62,29 +54,60 @@ def outline_module(module: nn.Module, card: ModelCard, head: frozenset[str]) -> 
         ) from error
     return ModelOutline(
         **dict(card),
-        layers=_layers(module, traced, head),
+        layers=_layers(module, trace, head),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
 
 
-def _trace(module: nn.Module, *, size: int) -> _Traced:
-    traced = _Traced()
-    modules = dict(module.named_modules())
-    owners = {name for name, each in modules.items() if each._parameters}
-    kinds = {name: _kind(modules[name]) for name in owners}
-    origins = Origins()
-    owned: dict[int, list[str]] = {}
-    for name in owners:
-        for parameter in modules[name]._parameters.values():
-            owned.setdefault(id(parameter), []).append(name)
-    seen: set[str] = set()
+class _Trace:
+    """What one forward pass tells of a network's layers, noted call by call.
 
-    def came_by(name: str) -> None:
-        if name and name not in seen:
-            seen.add(name)
-            traced.order.append(name)
+    Attributes:
+        order: Names of layers in the order in which they first ran.
+        executed: The same names.
+        coupled: Layer to the running statistics of the norm that reads it directly.
+        sites: Layer to the activation it feeds, and the axis its units lie on there.
+        attention: Layer that makes the queries to the attention.
+    """
 
-    def called(
+    def __init__(self, module: nn.Module) -> None:
+        self.order: list[str] = []
+        self.coupled: dict[str, tuple[str, ...]] = {}
+        self.sites: dict[str, tuple[Site, int]] = {}
+        self.attention: dict[str, str] = {}
+        self._modules = dict(module.named_modules())
+        owners = [name for name, part in self._modules.items() if part._parameters]
+        self._kinds = {name: _kind(self._modules[name]) for name in owners}
+        # The layers that own a parameter, by its id.
+        self._owners: dict[int, list[str]] = {}
+        for name in owners:
+            for parameter in self._modules[name]._parameters.values():
+                self._owners.setdefault(id(parameter), []).append(name)
+        self._origins = Origins()
+        self.executed: set[str] = set()
+
+    def run(self, module: nn.Module, inputs: Tensor) -> None:
+        """Take the pass, and leave the network as it was."""
+        with module_kept(module), random_state_kept(0), torch.no_grad():
+            module.eval()
+            with traced_forward(
+                module,
+                on_layer=self._ran,
+                before_activation=self._activated,
+                # An in-place activation hands on the same tensor, which is no layer's output now.
+                after_activation=lambda site, h: self._origins.forget(h),
+                on_attention=self._attended,
+                on_call=self._called,
+            ):
+                module(inputs)
+
+    def _came_by(self, name: str) -> None:
+        if name and name not in self.executed:
+            self.executed.add(name)
+            self.order.append(name)
+
+    def _called(
+        self,
         function: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -95,57 +118,44 @@ def _trace(module: nn.Module, *, size: int) -> _Traced:
             return
         given = (*args, *kwargs.values())
         for place, tensor in enumerate(tensors_in(given)):
-            names = owned.get(id(tensor), ())
+            names = self._owners.get(id(tensor), ())
             # Of the layers that share a parameter the one that runs is meant.
             inside = [name for name in names if name in running]
             for name in inside or names:
-                came_by(name)
+                self._came_by(name)
                 if not inside and place == 1 and function in PRODUCTS:
-                    ran(name, modules[name], given, result)
-        origins.called(function, args, kwargs, result)
+                    self._ran(name, self._modules[name], given, result)
+        self._origins.called(function, args, kwargs, result)
 
-    def ran(name: str, each: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        came_by(name)
+    def _ran(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._came_by(name)
         made = first_tensor(output)
         given = first_tensor(args)
-        maker = origins.maker(given) if kinds[name] == "norm" else None
-        buffers = tuple(f"{name}.{key}" for key in RUNNING if each._buffers.get(key) is not None)
+        kind = self._kinds[name]
+        maker = self._origins.maker(given) if kind == "norm" else None
+        buffers = tuple(f"{name}.{key}" for key in RUNNING if layer._buffers.get(key) is not None)
         if maker is not None and buffers:
-            traced.coupled.setdefault(maker.layer, buffers)
+            self.coupled.setdefault(maker.layer, buffers)
         if made is None:
             return
         if maker is None or given is None or given.shape != made.shape:
-            axis = _axis(kinds[name], each, made)
+            axis = _axis(kind, layer, made)
             maker = Origin(name if maker is None else maker.layer, axis)
-        origins.ran(maker, made)
+        self._origins.ran(maker, made)
 
-    def activated(site: Site, z: Tensor) -> None:
+    def _activated(self, site: Site, z: Tensor) -> None:
         around = site.name.rpartition(".")[0]
         # Behind a concatenation it is the norm around it that feeds it, if there is one.
-        feeder = origins.feeder(z)
-        if feeder is None and around in owners and z.ndim > 1:
-            feeder = Origin(around, _axis(kinds[around], modules[around], z))
+        feeder = self._origins.feeder(z)
+        if feeder is None and around in self._kinds and z.ndim > 1:
+            feeder = Origin(around, _axis(self._kinds[around], self._modules[around], z))
         if feeder is not None:
-            traced.sites.setdefault(feeder.layer, (site, feeder.axis))
+            self.sites.setdefault(feeder.layer, (site, feeder.axis))
 
-    def attended(site: str, inside: str, _: object) -> None:
-        feeder = _asks(inside, traced.order, kinds) or origins.last
+    def _attended(self, site: str, inside: str, _: object) -> None:
+        feeder = _asks(inside, self.order, self._kinds) or self._origins.last
         if feeder:
-            traced.attention.setdefault(feeder, site)
-
-    with module_kept(module), random_state_kept(0), torch.no_grad():
-        module.eval()
-        with watched_forward(
-            module,
-            on_layer=ran,
-            before_activation=activated,
-            # An in-place activation hands on the same tensor, which is no layer's output now.
-            after_activation=lambda site, h: origins.forget(h),
-            on_attention=attended,
-            on_call=called,
-        ):
-            module(example_input(module, size=size))
-    return traced
+            self.attention.setdefault(feeder, site)
 
 
 def _asks(inside: str, order: list[str], kinds: dict[str, LayerKind]) -> str:
@@ -168,7 +178,9 @@ def _axis(kind: LayerKind, module: nn.Module, made: Tensor) -> int:
         fits = weight is not None and tuple(weight.shape) == made.shape[-1:]
         return made.ndim - 1 if fits and not _norms_channels(module) else 1
     if kind == "other":
-        sizes = [each.shape for each in module._parameters.values() if each is not None]
+        sizes = [
+            parameter.shape for parameter in module._parameters.values() if parameter is not None
+        ]
         widest = max(sizes, key=math.prod, default=torch.Size())
         wide = [place - len(widest) for place, size in enumerate(widest) if size > 1]
         # A scale of (channels, 1, 1) is lined up at the last axes of what it scales.
@@ -219,76 +231,63 @@ def stage_of(name: str) -> str:
     return parts[0]
 
 
-def _layers(module: nn.Module, traced: _Traced, head: frozenset[str]) -> tuple[LayerInfo, ...]:
-    owners = [
-        (name, each)
-        for name, each in module.named_modules()
-        if each._parameters
-        and any(parameter is not None for parameter in each._parameters.values())
-    ]
+def _layers(module: nn.Module, trace: _Trace, head: frozenset[str]) -> tuple[LayerInfo, ...]:
     shared = _shared_names(module)
+    place = {name: float(i) for i, name in enumerate(trace.order)}
     rows: list[tuple[float, str, dict[str, Any]]] = []
-    place = {name: float(i) for i, name in enumerate(traced.order)}
-    for name, each in owners:
-        if name:
-            own = tuple(
-                ParameterInfo(name=f"{name}.{key}", shape=tuple(value.shape), count=value.numel())
-                for key, value in each._parameters.items()
-                if value is not None
-            )
-            buffers = tuple(
-                f"{name}.{key}"
-                for key, value in each._buffers.items()
-                if value is not None and key not in each._non_persistent_buffers_set
-            )
-            site, axis = traced.sites.get(name, (None, 1))
-            executed = name in place
-            rows.append(
-                (
-                    place.get(name, float("inf")),
-                    name,
-                    {
-                        "type": type(each).__name__,
-                        "kind": _kind(each),
-                        "parameters": own,
-                        "buffers": buffers,
-                        "coupled_buffers": traced.coupled.get(name, ()),
-                        "activation": site.name if site else None,
-                        "unit_axis": axis,
-                        "attention": traced.attention.get(name),
-                        "executed": executed,
-                    },
-                )
-            )
-        else:
-            for key, value in each._parameters.items():
-                if value is not None:
-                    # The root's own parameters are used before or between its children; which,
-                    # no hook sees. They are shown first.
-                    own = (ParameterInfo(name=key, shape=tuple(value.shape), count=value.numel()),)
-                    rows.append(
-                        (
-                            -1.0,
-                            key,
-                            {
-                                "type": "Parameter",
-                                "kind": "other",
-                                "parameters": own,
-                            },
-                        )
-                    )
+    for name, part in module.named_modules():
+        if name and any(parameter is not None for parameter in part._parameters.values()):
+            rows.append((place.get(name, float("inf")), name, _facts(name, part, trace)))
+    # The root's own parameters are used before or between its children; which, no hook sees.
+    # They are shown first.
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            facts = {
+                "type": "Parameter",
+                "kind": "other",
+                "parameters": (_parameter_info(name, parameter),),
+            }
+            rows.append((-1.0, name, facts))
     rows.sort(key=lambda row: row[0])
     return tuple(
         LayerInfo(
             name=name,
             index=i,
             stage=stage_of(name),
-            tied=tuple(shared[p.name] for p in given["parameters"] if p.name in shared),
-            head=any(p.name in head for p in given["parameters"]),
-            **given,
+            tied=tuple(shared[p.name] for p in facts["parameters"] if p.name in shared),
+            head=any(p.name in head for p in facts["parameters"]),
+            **facts,
         )
-        for i, (_, name, given) in enumerate(rows)
+        for i, (_, name, facts) in enumerate(rows)
     )
+
+
+def _parameter_info(name: str, parameter: Tensor) -> ParameterInfo:
+    return ParameterInfo(name=name, shape=tuple(parameter.shape), count=parameter.numel())
+
+
+def _facts(name: str, part: nn.Module, trace: _Trace) -> dict[str, Any]:
+    """Return what a module that owns parameters is, and what the pass told of it."""
+    site, axis = trace.sites.get(name, (None, 1))
+    return {
+        "type": type(part).__name__,
+        "kind": _kind(part),
+        "parameters": tuple(
+            _parameter_info(f"{name}.{key}", parameter)
+            for key, parameter in part._parameters.items()
+            if parameter is not None
+        ),
+        "buffers": tuple(
+            f"{name}.{key}"
+            for key, buffer in part._buffers.items()
+            if buffer is not None and key not in part._non_persistent_buffers_set
+        ),
+        "coupled_buffers": trace.coupled.get(name, ()),
+        "activation": site.name if site else None,
+        "unit_axis": axis,
+        "attention": trace.attention.get(name),
+        "executed": name in trace.executed,
+    }
 
 
 def _shared_names(module: nn.Module) -> dict[str, tuple[str, ...]]:

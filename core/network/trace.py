@@ -1,4 +1,4 @@
-"""Watch one forward pass: which layers ran, which activations, and what fed them.
+"""Trace one forward pass: which layers ran, which activations, and what fed them.
 
 Activations are caught where they are computed, not where a module says so: a functional
 `F.relu`, a module used several times and an in-place one are all the same call here.
@@ -92,13 +92,13 @@ class _Catcher(TorchFunctionMode):
         # Not isinstance, which Parameter answers slowly.
         if len(args) > 1 and type(args[1]) is nn.Parameter:
             self._fed = id(args[1])
-        result = self._watched(func, args, kwargs)
+        result = self._run(func, args, kwargs)
         if self._called is not None:
             inside = frozenset(name for name, _ in self._running)
             self._called(func, args, kwargs, result, inside)
         return result
 
-    def _watched(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         activation = activation_of(func, args, kwargs)
         z = args[0] if args else kwargs.get("input")
         if activation is None or not isinstance(z, Tensor):
@@ -165,8 +165,8 @@ class _Catcher(TorchFunctionMode):
         return base if count == 1 else f"{base}#{count}"
 
 
-class Watch:
-    """A network under watch for several passes. Use it only through `watched`.
+class Tracing:
+    """A network traced for several passes. Use it only through `traced`.
 
     In the first pass modules tell when they run, which names its activations. Every later one is
     held to it, activation by activation, and its modules run undisturbed.
@@ -183,7 +183,7 @@ class Watch:
         """Have modules tell when they run, in the next pass."""
         self._cues = None
         self.close()
-        for name, each in self._module.named_modules():
+        for name, module in self._module.named_modules():
 
             def enter(entered: nn.Module, _: Any, name: str = name) -> None:
                 self._running.append((name, entered))
@@ -193,8 +193,8 @@ class Watch:
                 if self._on_layer is not None and output is not None and left._parameters:
                     self._on_layer(name, left, args, output)
 
-            self._holder.before(each, enter)
-            self._holder.after(each, leave, always=True)
+            self._holder.before(module, enter)
+            self._holder.after(module, leave, always=True)
 
     def close(self) -> None:
         """Take every hook off the modules."""
@@ -215,7 +215,7 @@ class Watch:
         on_attention: Callable[[str, str, Attention], None] | None = None,
         on_call: OnCall | None = None,
     ) -> Iterator[None]:
-        """Watch the one forward pass run inside the block; see `watched_forward`.
+        """Tracing the one forward pass run inside the block; see `traced_forward`.
 
         Raises:
             OtherPassError: It took another way than the first; `forget` that one.
@@ -235,7 +235,7 @@ class Watch:
 
 
 @contextmanager
-def watched(module: nn.Module, *, on_layer: OnLayer | None = None) -> Iterator[Watch]:
+def traced(module: nn.Module, *, on_layer: OnLayer | None = None) -> Iterator[Tracing]:
     """Have a network's modules tell when they run, for as many passes as the block holds.
 
     Args:
@@ -243,15 +243,15 @@ def watched(module: nn.Module, *, on_layer: OnLayer | None = None) -> Iterator[W
         on_layer: Called with (path, module, args, output) after each module that owns
             parameters has run, once a call.
     """
-    watch = Watch(module, on_layer)
+    tracing = Tracing(module, on_layer)
     try:
-        yield watch
+        yield tracing
     finally:
-        watch.close()
+        tracing.close()
 
 
 @contextmanager
-def watched_forward(
+def traced_forward(
     module: nn.Module,
     *,
     on_layer: OnLayer | None = None,
@@ -260,7 +260,7 @@ def watched_forward(
     on_attention: Callable[[str, str, Attention], None] | None = None,
     on_call: OnCall | None = None,
 ) -> Iterator[Hooks]:
-    """Watch the one forward pass run inside the block.
+    """Tracing the one forward pass run inside the block.
 
     What modules remembered of the pass in attributes of their own is forgotten after the block.
 
@@ -279,9 +279,9 @@ def watched_forward(
         The holder of hooks, for gradient hooks of the caller's own.
     """
     with (
-        watched(module, on_layer=on_layer) as watch,
-        watch.kept() as holder,
-        watch.forward(
+        traced(module, on_layer=on_layer) as tracing,
+        tracing.kept() as holder,
+        tracing.forward(
             before_activation=before_activation,
             after_activation=after_activation,
             on_attention=on_attention,
@@ -292,7 +292,7 @@ def watched_forward(
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """Return the first tensor in an output that may be nested in tuples, lists or dicts."""
+    """Return the first tensor, of any shape, in an output nested in tuples, lists or dicts."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, dict):

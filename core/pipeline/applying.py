@@ -6,26 +6,22 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.numpy
 import safetensors.torch
 from torch import Tensor, nn
 
-from core.edit.apply import apply_plan
+from core.edit.apply import edited_state
 from core.errors import PlanError
-from core.export import (
-    named_after,
-    write_whole,
-)
-from core.files.plans import plan_json, sorted_metadata
+from core.files.companions import plan_json, sorted_metadata
+from core.files.plans import named_after
+from core.files.whole import write_whole
 from core.load import (
     LoadedModel,
     build_module,
     load_model,
     state_sha256,
 )
-from core.pipeline.basics import outline_model
-from core.plan import check_plan, untrained_sentence
+from core.pipeline.batches import outline_model
+from core.plan.making import check_plan, untrained_sentence
 from core.records import (
     ModelOutline,
     ModelSpec,
@@ -66,20 +62,22 @@ def plan_classes(plan: ReinitPlan) -> int | None:
 
 
 def edited_model(
-    plan: ReinitPlan, *, head_seed: int | None = None
+    plan: ReinitPlan, *, classes: int | None = None, head_seed: int | None = None
 ) -> tuple[LoadedModel, ReinitReceipt]:
     """Load the plan's network with the plan applied.
 
     Args:
         plan: Read and validated.
+        classes: Size of a new head, for a plan that writes nothing into the head; None takes the
+            plan's own head.
         head_seed: Another seed for a new head than the plan's; the reset values stay the plan's.
 
     Raises:
         PlanError: The weights at hand are not the plan's, or it names what is not there.
     """
-    spec, classes = plan_spec(plan), plan_classes(plan)
+    spec, wanted = plan_spec(plan), plan_classes(plan) if classes is None else classes
     seed = plan.model.head_seed if head_seed is None else head_seed
-    loaded = load_model(spec, classes=classes, head_seed=seed)
+    loaded = load_model(spec, classes=wanted, head_seed=seed)
     # With no weights to load the backbone is random and follows the head's seed.
     comparable = spec.weights != "none" or seed == plan.model.head_seed
     if comparable and loaded.card.backbone_sha256 != plan.model.backbone_sha256:
@@ -89,11 +87,13 @@ def edited_model(
             "made for, or make the plan again on these."
         )
     module = loaded.module
-    edited, receipt = apply_plan(
+    edited, receipt = edited_state(
         module.state_dict(),
         plan,
+        # With the plan's own head: a constructor draws in order, and the size of the head moves
+        # what comes after it.
         fresh=lambda twin_seed: build_module(
-            spec, classes=loaded.card.classes if loaded.head else None, seed=twin_seed
+            spec, classes=plan.model.classes if loaded.head else None, seed=twin_seed
         ).state_dict(),
         parameters=frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)),
         sha256=state_sha256,
@@ -107,7 +107,7 @@ def edited_model(
 
 
 def load_edited(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load edited weights, telling the module's own format versions along.
+    """Load edited weights in the module's shapes, telling its own format versions along.
 
     Some networks (torchvision's MNASNet) refuse a state that does not say which version it is.
     """
@@ -138,6 +138,8 @@ def reset_weights(plan: ReinitPlan, out: Path) -> ReinitReceipt:
 
 def edited_weights(plan: ReinitPlan) -> tuple[dict[str, Tensor], ReinitReceipt]:
     """Return the state that a plan makes, no two tensors sharing memory, and the receipt.
+
+    Each tensor is contiguous and has the shape that the network's own has.
 
     Raises:
         LimberError: The plan does not fit.

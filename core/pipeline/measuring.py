@@ -29,27 +29,25 @@ from core.measure import (
     Gauge,
     Measured,
     figures_of,
+    gauging,
     missing,
     pooled_features,
     ratio_intervals,
     shard_from,
     shard_state,
     transfer_figures,
-    watching,
 )
 from core.network.outline import outline_module
-from core.pipeline.basics import (
+from core.pipeline.batches import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_SAMPLES,
-    Watcher,
     check_amounts,
     check_image_size,
-    choose_device,
-    device_name,
     opened_images,
     read_batch,
-    versions,
 )
+from core.pipeline.machine import choose_device, device_name, versions
+from core.pipeline.progress import Progress
 from core.records import (
     DataSpec,
     Diagnosis,
@@ -63,40 +61,76 @@ from core.records import (
 from core.reductions import Moments
 from core.seeding import derived_seed, generator
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Batches that are wanted at least: of two the interval of a mean is six times as wide as of four.
+FEWEST_BATCHES = 4
+
+FiguresByLayer = Mapping[str, Mapping[str, MetricValue]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureSettings:
+    """How a network is measured.
+
+    Attributes:
+        samples: How many images, classes in turn; of all parts together.
+        batch_size: Images a batch; None takes `DEFAULT_BATCH_SIZE`, or fewer where that leaves
+            less than `FEWEST_BATCHES`, because intervals come from the spread between batches.
+        image_size: Side in pixels; None takes the model's default for short runs.
+        device: "auto", "cpu" or "cuda".
+        dtype: "float32", or "bfloat16" or "float16" to run the pass under autocast.
+        seed: Seed of the head, the twin and the choice of images.
+    """
+
+    samples: int = DEFAULT_SAMPLES
+    batch_size: int | None = None
+    image_size: int | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_amounts(
+            samples=self.samples,
+            batch_size=DEFAULT_BATCH_SIZE if self.batch_size is None else self.batch_size,
+        )
+        if self.dtype not in DTYPES:
+            raise OptionError(f'The dtype is "{self.dtype}"; give {", ".join(DTYPES)}.')
+
+
+def batch_size_for(images: int) -> int:
+    """Return how many images a batch has where nobody says: four batches, no image left alone."""
+    size = max(2, min(DEFAULT_BATCH_SIZE, images // FEWEST_BATCHES))
+    # A batch norm cannot take a batch of one.
+    while size < images and images % size == 1:
+        size += 1
+    return size
+
 
 def diagnose(
     spec: ModelSpec,
     data: DataSpec,
+    settings: MeasureSettings | None = None,
     *,
-    samples: int = DEFAULT_SAMPLES,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    image_size: int | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    seed: int = 0,
     histograms: bool = False,
     transfer: bool = False,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
     """Measure a network and its fresh twin on the same batches of the training images.
 
-    The head is new (drawn from `seed`) and the twin gets a copy of it, so that the figures
-    differ by the backbone alone. A head that its architecture draws as all zeros would let no
+    The head is new (drawn from the seed) and the twin gets a copy of it, so that the figures
+    differ by the backbone only. A head that its architecture draws as all zeros would let no
     gradient through; it is then drawn from N(0, 1 / fan-in) for both, and the notes say so.
     Images are read batch by batch: memory does not grow with their number.
 
     Args:
         spec: The model.
         data: The images.
-        samples: How many, classes in turn.
-        batch_size: Images a batch.
-        image_size: Side in pixels; None takes the model's default for short runs.
-        device: "auto", "cpu" or "cuda".
-        dtype: "float32", or "bfloat16" or "float16" to run the pass under autocast.
-        seed: Seed of the head, the twin and the choice of images.
+        settings: How; None takes the defaults.
         histograms: Add the histogram of each layer's weight to the figures by unit.
         transfer: Also take the slower pass over features: linear probe, LogME, CKA.
-        watcher: Progress and stop.
+        progress: Progress and stop.
 
     Returns:
         The diagnosis, and the figures by unit: "LAYER/METRIC" and "twin/LAYER/METRIC" to
@@ -106,82 +140,64 @@ def diagnose(
         LimberError: Bad input, or stopped.
     """
     begun = time.perf_counter()
-    with measuring(
-        spec,
-        data,
-        samples=samples,
-        batch_size=batch_size,
-        image_size=image_size,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        watcher=watcher,
-    ) as measurement:
+    with measuring(spec, data, settings or MeasureSettings(), progress) as measurement:
         measurement.run(range(measurement.batches))
         if transfer:
             measurement.read_features()
     return measurement.diagnosis(begun=begun, histograms=histograms)
 
 
-FiguresByLayer = Mapping[str, Mapping[str, MetricValue]]
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 @contextmanager
 def measuring(
-    spec: ModelSpec,
-    data: DataSpec,
-    *,
-    samples: int,
-    batch_size: int,
-    image_size: int | None,
-    device: str,
-    dtype: str,
-    seed: int,
-    watcher: Watcher | None,
+    spec: ModelSpec, data: DataSpec, settings: MeasureSettings, progress: Progress | None
 ) -> Iterator[Measurement]:
-    """Load network, twin and images and put both networks under watch."""
-    watcher = watcher or Watcher()
-    check_amounts(samples=samples, batch_size=batch_size)
-    if dtype not in DTYPES:
-        raise OptionError(f'The dtype is "{dtype}"; give {", ".join(DTYPES)}.')
-    place = choose_device(device)
-    images = opened_images(data, watcher)
+    """Load network, twin and images and measure both networks inside the block.
+
+    See `diagnose` for the arguments.
+
+    Raises:
+        DataError: There are no images to train on.
+        OptionError: A dtype or an amount that is not known.
+        LimberError: The model or the images cannot be used.
+    """
+    progress = progress or Progress()
+    place = choose_device(settings.device)
+    images = opened_images(data, progress)
     classes = len(images.outline.classes)
-    watcher.phase("loading the model")
-    loaded = load_model(spec, classes=classes, head_seed=seed)
+    progress.phase("loading the model")
+    loaded = load_model(spec, classes=classes, head_seed=settings.seed)
     card = loaded.card
-    size = card.default_size if image_size is None else image_size
+    size = card.default_size if settings.image_size is None else settings.image_size
     check_image_size(card, size)
     outline = outline_module(loaded.module, card, loaded.head)
-    twin = build_module(spec, classes=classes, seed=derived_seed(seed, "twin"))
-    notes = [*loaded.card.notes, *images.outline.caveats, *images.outline.notes]
-    _share_head(loaded, twin, notes, seed=seed)
-    items = choose_items(images.splits["train"], samples, seed=seed)
+    twin = build_module(spec, classes=classes, seed=derived_seed(settings.seed, "twin"))
+    loading = (note.sentence for note in loaded.card.notes)
+    notes = [*loading, *images.outline.caveats, *images.outline.notes]
+    _share_head(loaded, twin, notes, seed=settings.seed)
+    items = choose_items(images.splits["train"], settings.samples, seed=settings.seed)
     if not items:
         raise DataError('The data set has no images in its "train" part.')
-    if len(items) < samples:
-        notes.append(f"{samples} images were asked for; the training part has {len(items)}.")
+    if len(items) < settings.samples:
+        notes.append(
+            f"{settings.samples} images were asked for; the training part has {len(items)}."
+        )
     modules = [
         module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in (loaded.module, twin)
     ]
+    dtype = DTYPES[settings.dtype]
     with (
-        watching(modules[0], outline.layers, dtype=DTYPES[dtype]) as own,
-        watching(modules[1], outline.layers, dtype=DTYPES[dtype]) as fresh,
+        gauging(modules[0], outline.layers, dtype=dtype) as own,
+        gauging(modules[1], outline.layers, dtype=dtype) as fresh,
     ):
         yield Measurement(
             spec=spec,
             data=data,
-            asked=samples,
-            batch_size=batch_size,
+            settings=settings,
+            batch_size=settings.batch_size or batch_size_for(len(items)),
             size=size,
             place=place,
-            dtype=dtype,
-            seed=seed,
-            watcher=watcher,
+            progress=progress,
             images=images,
             items=items,
             card=card,
@@ -194,17 +210,15 @@ def measuring(
 
 @dataclass(slots=True, kw_only=True)
 class Measurement:
-    """A network and its twin under watch, batch for batch on the same images."""
+    """A network and its twin being measured, batch for batch on the same images."""
 
     spec: ModelSpec
     data: DataSpec
-    asked: int
+    settings: MeasureSettings
     batch_size: int
     size: int
     place: torch.device
-    dtype: str
-    seed: int
-    watcher: Watcher
+    progress: Progress
     images: ImageSet
     items: Sequence[Item]
     card: ModelCard
@@ -227,14 +241,18 @@ class Measurement:
         )
 
     def run(self, batches: Sequence[int]) -> None:
-        """Measure these batches, the network and then its twin on each."""
-        self.watcher.phase("measuring the network beside its fresh twin")
+        """Measure these batches, the network and then its twin on each.
+
+        Raises:
+            Stopped: Where that is wanted.
+        """
+        self.progress.phase("measuring the network beside its fresh twin")
         whole = sum(
             min(self.batch_size, len(self.items) - batch * self.batch_size) for batch in batches
         )
         done = 0
         for batch in batches:
-            if self.watcher.should_stop():
+            if self.progress.should_stop():
                 raise Stopped("Measuring was stopped; nothing was written.")
             inputs, labels = self._read(batch)
             first = batch * self.batch_size
@@ -242,8 +260,8 @@ class Measurement:
             for gauge in (self.own, self.fresh):
                 figures.append(gauge.add(inputs, labels, first=first))
                 done += len(inputs)
-                self.watcher.progress(done, 2 * whole, "images")
-                if self.watcher.should_stop():
+                self.progress.advance(done, 2 * whole, "images")
+                if self.progress.should_stop():
                     raise Stopped("Measuring was stopped; nothing was written.")
             # Where either is 0 there is no ratio, as where it does not apply.
             logs = Moments.of(
@@ -252,25 +270,33 @@ class Measurement:
             self.ratios = logs if self.ratios is None else self.ratios.merged(logs)
 
     def read_features(self) -> None:
-        """Take the slower pass over features of both networks."""
-        self.watcher.phase("reading features")
+        """Take the slower pass over features of both networks.
+
+        Raises:
+            Stopped: Where that is wanted.
+        """
+        self.progress.phase("reading features")
         count = min(len(self.items), MOST_IMAGES)
         parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         labels = []
         batches = -(-count // self.batch_size)
         for batch in range(batches):
-            if self.watcher.should_stop():
+            if self.progress.should_stop():
                 raise Stopped("Measuring was stopped; nothing was written.")
             inputs, targets = self._read(batch)
             layers = self.outline.layers
             parts.append(
                 (
-                    pooled_features(self.own.module, inputs, layers, dtype=DTYPES[self.dtype]),
-                    pooled_features(self.fresh.module, inputs, layers, dtype=DTYPES[self.dtype]),
+                    pooled_features(
+                        self.own.module, inputs, layers, dtype=DTYPES[self.settings.dtype]
+                    ),
+                    pooled_features(
+                        self.fresh.module, inputs, layers, dtype=DTYPES[self.settings.dtype]
+                    ),
                 )
             )
             labels.append(targets.cpu())
-            self.watcher.progress(batch + 1, batches, "batches")
+            self.progress.advance(batch + 1, batches, "batches")
         own, twin = (
             {
                 name: torch.cat([part[which][name] for part in parts])
@@ -294,11 +320,11 @@ class Measurement:
             "weights": self.card.backbone_sha256,
             "data": self.data.model_dump(mode="json"),
             "images": self.images.outline.fingerprint,
-            "samples": self.asked,
+            "samples": self.settings.samples,
             "batch_size": self.batch_size,
             "image_size": self.size,
-            "dtype": self.dtype,
-            "seed": self.seed,
+            "dtype": self.settings.dtype,
+            "seed": self.settings.seed,
             "parts": parts,
             "part": part,
         }
@@ -315,7 +341,7 @@ class Measurement:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return the sums of both networks, for a file."""
+        """Return the sums of both networks, for a file, in the shapes of `shard_state`."""
         found: dict[str, Tensor] = {}
         for prefix, gauge in (("own", self.own), ("twin", self.fresh)):
             found |= {f"{prefix}:{k}": v for k, v in shard_state(gauge.shard).items()}
@@ -328,7 +354,7 @@ class Measurement:
         return found
 
     def absorb(self, state: Mapping[str, Tensor]) -> None:
-        """Add the sums that `state` returned elsewhere."""
+        """Add the sums that `state` returned elsewhere, in the same shapes."""
         for prefix, gauge in (("own:", self.own), ("twin:", self.fresh)):
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             gauge.shard = gauge.shard.merged(shard_from(part))
@@ -338,21 +364,29 @@ class Measurement:
     def diagnosis(
         self, *, begun: float, histograms: bool
     ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
-        """Return what the sums say."""
-        self.watcher.phase("adding up")
+        """Return what the sums say: the diagnosis, and figures by unit (units,).
+
+        Args:
+            begun: When measuring began, by `time.perf_counter`.
+            histograms: Add the histogram of each layer's weight to the figures by unit.
+
+        Raises:
+            Stopped: Where that is wanted.
+        """
+        self.progress.phase("adding up")
         count = len(self.outline.layers)
 
         def begins(place: int) -> None:
             # The spectrum of a wide layer takes seconds.
-            if self.watcher.should_stop():
+            if self.progress.should_stop():
                 raise Stopped("Measuring was stopped; nothing was written.")
-            self.watcher.progress(place, 2 * count, "layers")
+            self.progress.advance(place, 2 * count, "layers")
 
-        own = figures_of(self.own, histograms=histograms, begins=begins)
+        own = figures_of(self.own.summed, histograms=histograms, begins=begins)
         fresh = figures_of(
-            self.fresh, histograms=histograms, begins=lambda place: begins(count + place)
+            self.fresh.summed, histograms=histograms, begins=lambda place: begins(count + place)
         )
-        intervals = ratio_intervals(self.own, self.fresh, self.ratios, own, fresh)
+        intervals = ratio_intervals(self.own.summed, self.fresh.summed, self.ratios, own, fresh)
         reports = _reports(self.outline, own, fresh, intervals, self.transfer)
         for loss, whose in ((own.loss, "network's"), (fresh.loss, "fresh twin's")):
             if not math.isfinite(loss):
@@ -360,6 +394,11 @@ class Measurement:
                     f"The {whose} loss on these images is not a finite number: the pass "
                     "overflows. Where a figure would not be finite it has a reason instead."
                 )
+        if own.batches < 2:
+            self.notes.append(
+                "One batch: no figure has an interval, nothing can be told from noise, and checks "
+                "on ratios take every ratio at its word. Measure in four batches or more."
+            )
         reading = self.own.reading_s + self.fresh.reading_s
         passing = self.own.whole_s + self.fresh.whole_s - reading
         header = DiagnosisHeader(
@@ -377,8 +416,8 @@ class Measurement:
             image_size=self.size,
             device=self.place.type,
             device_name=device_name(self.place),
-            dtype=self.dtype,
-            seed=self.seed,
+            dtype=self.settings.dtype,
+            seed=self.settings.seed,
             batch_norm="batch",
             loss=own.loss,
             twin_loss=fresh.loss,

@@ -17,17 +17,15 @@ from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from core.errors import OptionError
-from core.export import (
-    write_whole,
-)
+from core.files.companions import sorted_metadata
 from core.files.inputs import strict_json
-from core.files.plans import sorted_metadata
+from core.files.whole import write_whole
 from core.load import (
     state_sha256,
 )
 from core.load.checkpoints import safetensors_bytes
-from core.pipeline.basics import DEFAULT_BATCH_SIZE, DEFAULT_SAMPLES, Watcher
-from core.pipeline.measuring import measuring
+from core.pipeline.measuring import MeasureSettings, measuring
+from core.pipeline.progress import Progress
 from core.records import (
     DataSpec,
     Diagnosis,
@@ -40,16 +38,11 @@ def measure_part(
     spec: ModelSpec,
     data: DataSpec,
     out: Path,
+    settings: MeasureSettings | None = None,
     *,
     part: int,
     parts: int,
-    samples: int = DEFAULT_SAMPLES,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    image_size: int | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    seed: int = 0,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Measure every `parts`-th batch and write the sums; `merge_parts` makes the diagnosis.
 
@@ -57,15 +50,10 @@ def measure_part(
         spec: The model.
         data: The images.
         out: File to write, safetensors.
+        settings: As in `diagnose`, alike for all parts.
         part: Which part, from 1.
         parts: How many parts there are.
-        samples: As in `diagnose`; of all parts together.
-        batch_size: As in `diagnose`.
-        image_size: As in `diagnose`.
-        device: As in `diagnose`.
-        dtype: As in `diagnose`.
-        seed: As in `diagnose`.
-        watcher: Progress and stop.
+        progress: Progress and stop.
 
     Returns:
         The number of images measured.
@@ -78,17 +66,7 @@ def measure_part(
         raise OptionError(f"There are {parts} parts; give 1 or more.")
     if not 1 <= part <= parts:
         raise OptionError(f"The part is {part} of {parts}; give 1/{parts} to {parts}/{parts}.")
-    with measuring(
-        spec,
-        data,
-        samples=samples,
-        batch_size=batch_size,
-        image_size=image_size,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        watcher=watcher,
-    ) as measurement:
+    with measuring(spec, data, settings or MeasureSettings(), progress) as measurement:
         chosen = range(part - 1, measurement.batches, parts)
         if not chosen:
             raise OptionError(
@@ -106,14 +84,17 @@ def measure_part(
 
 
 def merge_parts(
-    paths: Sequence[Path], *, histograms: bool = False, watcher: Watcher | None = None
+    paths: Sequence[Path], *, histograms: bool = False, progress: Progress | None = None
 ) -> tuple[Diagnosis, dict[str, np.ndarray]]:
     """Merge what `measure_part` wrote into the diagnosis that one pass would have given.
 
     Args:
         paths: The files of all parts, in any order.
         histograms: As in `diagnose`.
-        watcher: Progress and stop.
+        progress: Progress and stop.
+
+    Returns:
+        The diagnosis, and the figures by unit (units,), as `diagnose` does.
 
     Raises:
         OptionError: A file is unreadable, of another measurement, twice there, or missing.
@@ -153,17 +134,16 @@ def merge_parts(
         what = f"part {lost[0]} is missing" if lost else "a part is there twice"
         raise OptionError(f"Of {parts} parts {what}. Name each part's file once.")
     recipe = shared[0]
-    with measuring(
-        ModelSpec.model_validate(recipe["model"]),
-        DataSpec.model_validate(recipe["data"]),
+    settings = MeasureSettings(
         samples=recipe["samples"],
         batch_size=recipe["batch_size"],
         image_size=recipe["image_size"],
         device="cpu",
         dtype=recipe["dtype"],
         seed=recipe["seed"],
-        watcher=watcher,
-    ) as measurement:
+    )
+    model, data = ModelSpec.model_validate(recipe["model"]), DataSpec.model_validate(recipe["data"])
+    with measuring(model, data, settings, progress) as measurement:
         if measurement.recipe(1, parts) != recipes[0] | {"part": 1}:
             raise OptionError(
                 "The weights or images on this machine are not those the parts were measured on."
@@ -225,17 +205,17 @@ class _PartRecord(Value):
 
 def _as_measured(diagnosis: Diagnosis, facts: Sequence[Mapping[str, Any]]) -> Diagnosis:
     """Return a diagnosis that says how its parts were taken, not how they were merged."""
-    passing = sum(each["whole_s"] - each["reading_s"] for each in facts)
-    on_cpu = all(each["device"] == "cpu" for each in facts)
+    passing = sum(fact["whole_s"] - fact["reading_s"] for fact in facts)
+    on_cpu = all(fact["device"] == "cpu" for fact in facts)
     said = {
-        name: ", ".join(dict.fromkeys(each[name] for each in facts))
+        name: ", ".join(dict.fromkeys(fact[name] for fact in facts))
         for name in ("device", "device_name", "kernels")
     }
     header = diagnosis.header.model_copy(
         update={
             **said,
-            "wall_s": sum(each["wall_s"] for each in facts),
-            "overhead_fraction": sum(each["reading_s"] for each in facts) / passing
+            "wall_s": sum(fact["wall_s"] for fact in facts),
+            "overhead_fraction": sum(fact["reading_s"] for fact in facts) / passing
             if on_cpu and passing > 0
             else None,
         }

@@ -10,29 +10,16 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from core.errors import OptionError, PlanError
-from core.export import (
-    curves_csv,
-    curves_of,
-    write_plan,
-    write_whole,
-)
-from core.files.plans import resealed
-from core.load import (
-    decode,
-    load_model,
-)
+from core.files.companions import resealed
+from core.files.curves import curves_csv, curves_of
+from core.files.plans import write_plan
+from core.files.whole import write_whole
+from core.load import ImageSet, decode, load_model
 from core.pipeline.applying import edited_model
-from core.pipeline.basics import (
-    Watcher,
-    check_image_size,
-    choose_device,
-    device_name,
-    opened_images,
-    outline_model,
-    tick,
-    versions,
-)
-from core.plan import check_plan, planned_size, untrained_sentence
+from core.pipeline.batches import check_image_size, opened_images, outline_model
+from core.pipeline.machine import choose_device, device_name, versions
+from core.pipeline.progress import Progress, tick
+from core.plan.making import check_plan, planned_size, untrained_sentence
 from core.records import (
     ABComparison,
     DataSpec,
@@ -42,8 +29,9 @@ from core.records import (
     RunRecord,
     StepRecord,
 )
-from core.trial.engine import Arm, Images, Settings, finetune
-from core.trial.verdict import CONTROL, compare_curves
+from core.trial.arms import Arm, Images, Settings
+from core.trial.engine import finetune
+from core.trial.verdict import UNTOUCHED, compare_curves
 
 DEFAULT_STEPS = 60
 
@@ -87,98 +75,42 @@ def prepare_trial(
     train_images: int | None = DEFAULT_TRAIN_IMAGES,
     val_images: int | None = DEFAULT_VAL_IMAGES,
     device: str = "auto",
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Trial:
     """Check everything, read the images, and return a trial whose steps run when iterated.
 
     Args:
         spec: The model.
-        data: The images; their classes must be as many as the plans' heads have.
-        plans: One arm each, beside the untouched control; a random control
-            (`core.random_twin`) is a plan like the others.
+        data: The images. A plan that writes into a head must have been made for as many classes.
+        plans: One arm each, next to the untouched network; a random control
+            (`core.random_control`) is a plan like the others.
         settings: Shared by all arms.
         seeds: One head and batch order each.
         image_size: Side in pixels; None takes the model's default for short runs.
         train_images: At most so many, classes in turn; None takes all.
         val_images: As above, for validation.
         device: "auto", "cpu" or "cuda".
-        watcher: Progress and stop.
+        progress: Progress and stop.
 
     Raises:
         LimberError: Bad input, or stopped.
     """
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     place = choose_device(device)
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise OptionError("Seeds must be different whole numbers from 0, such as 0,1,2.")
-    images = opened_images(data, watcher)
+    images = opened_images(data, progress)
     classes = len(images.outline.classes)
-    watcher.phase("loading the model")
+    progress.phase("loading the model")
     outline = outline_model(spec, classes=classes)
     size = outline.default_size if image_size is None else image_size
     check_image_size(outline, size)
-    arms_plans: dict[str, ReinitPlan] = {}
-    caveats = list(images.outline.caveats)
-    for plan in plans:
-        if plan.model.head == "new" and plan.model.classes != classes:
-            raise PlanError(
-                f'Plan "{plan.name}" was made for {plan.model.classes} classes and '
-                f"{images.outline.title} has {classes}. Make the plan again with --data or "
-                f"--classes {classes}."
-            )
-        if plan.model.head == "own":
-            raise PlanError(
-                f'Plan "{plan.name}" keeps the head that came with the weights, and a fine-tune '
-                "starts with a new one. Make the plan again with --data."
-            )
-        check_plan(plan, outline)
-        trimmed, left_out = without_new_head(plan, outline)
-        name = _free_name(plan.name, arms_plans)
-        arms_plans[name] = trimmed
-        caveats += [f'"{name}": {each}' for each in left_out]
-        if trimmed.untrained:
-            caveats.append(f'"{name}": {untrained_sentence(trimmed.untrained)}')
-        if spec.weights == "none" and any(target.entries for target in plan.targets):
-            caveats.append(
-                f'"{name}" chose entries on the random network of seed {plan.model.head_seed}; '
-                "without weights to load each seed has another network, where they are any others."
-            )
-    watcher.phase("reading the images")
-    decoded: dict[str, tuple[Tensor, Tensor]] = {}
-    for split, limit in (("train", train_images), ("val", val_images)):
-        if limit is not None and limit < 2:
-            raise OptionError(f"{limit} images are too few; give 2 or more.")
-        decoded[split] = decode(
-            images,
-            split,
-            outline.preprocessing,
-            size=size,
-            limit=limit,
-            seed=0,
-            on_progress=lambda done, total: tick(watcher, done, total, "images read"),
-        )
-    prepared = Images(
-        train=decoded["train"][0],
-        train_labels=decoded["train"][1],
-        val=decoded["val"][0],
-        val_labels=decoded["val"][1],
-        mean=outline.preprocessing.mean,
-        std=outline.preprocessing.std,
+    plans_by_arm, caveats = _arms_plans(plans, outline)
+    progress.phase("reading the images")
+    pixels = _pixels(
+        images, outline, size=size, train=train_images, val=val_images, progress=progress
     )
-    head = frozenset(
-        parameter.name for layer in outline.layers if layer.head for parameter in layer.parameters
-    )
-    arms = [Arm(name=CONTROL, build=lambda seed: _untouched(spec, classes, seed), head=head)]
-    arms += [
-        Arm(
-            name=name,
-            build=_builder(plan),
-            frozen=_frozen(outline, plan),
-            head=head,
-            rates=_rates(outline, plan),
-        )
-        for name, plan in arms_plans.items()
-    ]
+    arms = _arms(spec, outline, plans_by_arm)
     record = RunRecord(
         model=spec,
         model_title=outline.title,
@@ -188,14 +120,14 @@ def prepare_trial(
         data_title=images.outline.title,
         data_fingerprint=images.outline.fingerprint,
         arms=tuple(arm.name for arm in arms),
-        plans=arms_plans,
+        plans=plans_by_arm,
         seeds=tuple(seeds),
         steps=settings.steps,
-        batch_size=min(settings.batch_size, len(prepared.train)),
+        batch_size=min(settings.batch_size, len(pixels.train)),
         eval_every=settings.eval_every,
         image_size=size,
-        train_images=len(prepared.train),
-        val_images=len(prepared.val),
+        train_images=len(pixels.train),
+        val_images=len(pixels.val),
         optimizer="AdamW",
         lr=settings.lr,
         head_lr=settings.rate_of_head,
@@ -205,14 +137,102 @@ def prepare_trial(
         device_name=device_name(place),
         dtype="float32",
         versions=versions(),
-        caveats=(*caveats, *_size_caveats(arms_plans, outline)),
+        caveats=(*images.outline.caveats, *caveats, *_size_caveats(plans_by_arm, outline)),
         intensities=images.outline.intensities,
     )
-    watcher.phase("fine-tuning")
+    progress.phase("fine-tuning")
     steps = finetune(
-        arms, prepared, settings, seeds=seeds, device=place, should_stop=watcher.should_stop
+        arms, pixels, settings, seeds=seeds, device=place, should_stop=progress.should_stop
     )
     return Trial(record=record, steps=steps)
+
+
+def _arms_plans(
+    plans: Sequence[ReinitPlan], outline: ModelOutline
+) -> tuple[dict[str, ReinitPlan], list[str]]:
+    """Return the plan of each arm by the arm's name, and what the record must say of them.
+
+    Raises:
+        PlanError: A plan does not fit the network, or writes into the new head only.
+    """
+    by_arm: dict[str, ReinitPlan] = {}
+    caveats = []
+    for plan in plans:
+        check_plan(plan, outline)
+        trimmed, left_out = without_new_head(plan, outline)
+        name = _free_name(plan.name, by_arm)
+        by_arm[name] = trimmed
+        caveats += [f'"{name}": {sentence}' for sentence in left_out]
+        if trimmed.untrained:
+            caveats.append(f'"{name}": {untrained_sentence(trimmed.untrained)}')
+        if outline.spec.weights == "none" and any(target.entries for target in plan.targets):
+            caveats.append(
+                f'"{name}" chose entries on the random network of seed {plan.model.head_seed}; '
+                "without weights to load each seed has another network, where they are any others."
+            )
+    return by_arm, caveats
+
+
+def _pixels(
+    images: ImageSet,
+    outline: ModelOutline,
+    *,
+    size: int,
+    train: int | None,
+    val: int | None,
+    progress: Progress,
+) -> Images:
+    """Return the images of both parts, decoded, at most so many of each.
+
+    Raises:
+        LimberError: Too few are wanted, one cannot be read, or stopped.
+    """
+    decoded: list[tuple[Tensor, Tensor]] = []
+    for split, limit in (("train", train), ("val", val)):
+        if limit is not None and limit < 2:
+            raise OptionError(f"{limit} images are too few; give 2 or more.")
+        decoded.append(
+            decode(
+                images,
+                split,
+                outline.preprocessing,
+                size=size,
+                limit=limit,
+                seed=0,
+                on_progress=lambda done, total: tick(progress, done, total, "images read"),
+            )
+        )
+    (train_pixels, train_labels), (val_pixels, val_labels) = decoded
+    return Images(
+        train=train_pixels,
+        train_labels=train_labels,
+        val=val_pixels,
+        val_labels=val_labels,
+        mean=outline.preprocessing.mean,
+        std=outline.preprocessing.std,
+    )
+
+
+def _arms(spec: ModelSpec, outline: ModelOutline, plans: Mapping[str, ReinitPlan]) -> list[Arm]:
+    """Return the untouched arm, and one for each plan."""
+    head = frozenset(
+        parameter.name for layer in outline.layers if layer.head for parameter in layer.parameters
+    )
+    classes = outline.classes
+    untouched = Arm(name=UNTOUCHED, build=lambda seed: _untouched(spec, classes, seed), head=head)
+    return [
+        untouched,
+        *(
+            Arm(
+                name=name,
+                build=_builder(plan, classes),
+                frozen=_frozen(outline, plan),
+                head=head,
+                rates=_rates(outline, plan),
+            )
+            for name, plan in plans.items()
+        ),
+    ]
 
 
 def without_new_head(plan: ReinitPlan, outline: ModelOutline) -> tuple[ReinitPlan, tuple[str, ...]]:
@@ -229,15 +249,15 @@ def without_new_head(plan: ReinitPlan, outline: ModelOutline) -> tuple[ReinitPla
     targets, dropped = [], 0
     for target in plan.targets:
         entries = tuple(
-            each
-            for each in target.entries
-            if target.layer not in heads or (target.granularity == "unit" and each.write == "zero")
+            entry
+            for entry in target.entries
+            if target.layer not in heads or (target.granularity == "unit" and entry.write == "zero")
         )
         dropped += len(target.entries) - len(entries)
         if len(entries) == len(target.entries):
             targets.append(target)
         elif entries:
-            names = {each.tensor for each in entries}
+            names = {entry.tensor for entry in entries}
             targets.append(
                 target.model_copy(
                     update={
@@ -251,7 +271,7 @@ def without_new_head(plan: ReinitPlan, outline: ModelOutline) -> tuple[ReinitPla
         return plan, ()
     if not targets:
         raise PlanError(
-            f'Plan "{plan.name}" resets the new head alone, which is another with each seed. '
+            f'Plan "{plan.name}" resets only the new head, which is another with each seed. '
             "Choose layers before it."
         )
     kept = plan.model_copy(update={"targets": tuple(targets)})
@@ -275,13 +295,13 @@ def _size_caveats(plans: Mapping[str, ReinitPlan], outline: ModelOutline) -> tup
             rows.append(
                 f'"{name}" resets {100 * sizes[name].fraction:.2g} % of the parameters and '
                 f'"{first}" {100 * sizes[first].fraction:.2g} %: no layers nearer in size were '
-                "left, and size alone may explain a difference between the two."
+                "left, and their sizes may explain a difference between the two."
             )
     return tuple(rows)
 
 
 def _free_name(name: str, taken: Mapping[str, ReinitPlan]) -> str:
-    if name == CONTROL:
+    if name == UNTOUCHED:
         name = "plan"
     free, number = name, 1
     while free in taken:
@@ -294,8 +314,8 @@ def _untouched(spec: ModelSpec, classes: int, seed: int) -> nn.Module:
     return load_model(spec, classes=classes, head_seed=seed).module
 
 
-def _builder(plan: ReinitPlan) -> Callable[[int], nn.Module]:
-    return lambda seed: edited_model(plan, head_seed=seed)[0].module
+def _builder(plan: ReinitPlan, classes: int) -> Callable[[int], nn.Module]:
+    return lambda seed: edited_model(plan, classes=classes, head_seed=seed)[0].module
 
 
 def _frozen(outline: ModelOutline, plan: ReinitPlan) -> frozenset[str]:

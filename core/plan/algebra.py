@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.errors import PlanError
-from core.files.plans import arrays_of, sealed
+from core.files.companions import arrays_of, sealed
 from core.plan.making import refuse_untrained
 from core.records import (
     Evidence,

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
-from core.errors import PlanError
-from core.files.plans import arrays_of, chosen_entries
-from core.plan.reading import first_problem
+from core.errors import PlanError, Remedy
+from core.files.companions import arrays_of, chosen_entries
+from core.files.plans import first_problem
 from core.records import (
     Evidence,
     LayerInfo,
@@ -239,10 +239,7 @@ def make_plan(
     known = {layer.name: layer for layer in outline.layers}
     for layer in (*layers, *freeze):
         if layer not in known:
-            raise PlanError(
-                f'{outline.title} has no layer "{layer}". See the names with python -m core plan '
-                "--layers '*'."
-            )
+            raise PlanError(f'{outline.title} has no layer "{layer}".', Remedy.LIST_LAYERS)
     chosen = [layer for layer in outline.layers if layer.name in set(layers)]
     reset = [layer for layer in chosen if outline.own_head or not layer.head]
     if not reset:
@@ -257,7 +254,7 @@ def make_plan(
         biased = [layer for layer in reset if any(is_bias(p.name) for p in layer.parameters)]
         if not biased:
             raise PlanError(
-                f'"{scheme}" writes biases alone, and "{reset[0].name}" has none. Pick layers that '
+                f'"{scheme}" writes only biases, and "{reset[0].name}" has none. Pick layers that '
                 "have one."
             )
         reset = biased
@@ -361,6 +358,9 @@ def last_blocks(outline: ModelOutline, count: int) -> tuple[str, ...]:
 
     Raises:
         PlanError: The network has fewer blocks.
+
+    Source:
+        Zhang et al., Revisiting Few-sample BERT Fine-tuning, ICLR 2021, arXiv:2006.05987.
     """
     stages = list(
         dict.fromkeys(layer.stage for layer in outline.layers if layer.executed and not layer.head)
@@ -391,10 +391,13 @@ def _refuse_half_of_a_tie(chosen: Sequence[LayerInfo]) -> None:
 
 
 def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
-    """Raise unless the plan was made for this network and these weights.
+    """Raise unless the plan fits this network and these weights.
+
+    A plan that writes nothing into the head fits any head.
 
     Raises:
-        PlanError: Another architecture, other weights, another head, or names it does not have.
+        PlanError: Another architecture, other weights, names it does not have, or another head
+            than the one it writes into.
     """
     model = plan.model
     if (model.source, model.name) != (outline.spec.source, outline.spec.name):
@@ -407,11 +410,19 @@ def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
             f"{outline.spec.source}:{outline.spec.name}.{detail} Load that model, or make a new "
             "plan."
         )
-    if (model.head == "own") != outline.own_head or model.classes != outline.classes:
+    heads = {layer.name for layer in outline.layers if layer.head}
+    written = next((target.layer for target in plan.targets if target.layer in heads), None)
+    other = (model.head == "own") != outline.own_head or model.classes != outline.classes
+    if other and (written is not None or model.weights == "none"):
+        why = (
+            f'writes into the head "{written}"'
+            if written is not None
+            else "has no weights to load, so its random network depends on the size of its head"
+        )
         raise PlanError(
-            f"The plan was made for {_head_said(model.head == 'own', model.classes)}, and the "
-            f"network at hand has {_head_said(outline.own_head, outline.classes)}. Make the plan "
-            "again for these classes."
+            f"The plan {why}. It was made for {_head_said(model.head == 'own', model.classes)}, "
+            f"and the network at hand has {_head_said(outline.own_head, outline.classes)}. Make "
+            "the plan again for these classes."
         )
     names = {parameter.name for layer in outline.layers for parameter in layer.parameters}
     buffers = {

@@ -55,6 +55,8 @@ def read_plan(folder: str | Path = ".") -> dict[str, Any]:
 def read_weights(folder: str | Path = ".") -> tuple[dict[str, Tensor], str]:
     """Return the edited weights of an export and the digest they were written with.
 
+    Each tensor has the shape it has in the network.
+
     Raises:
         ValueError: The file was changed since, or belongs to another plan.
     """

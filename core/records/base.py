@@ -10,6 +10,8 @@ class Value(BaseModel):
 
     Non-finite numbers are written as the strings "NaN", "Infinity" and "-Infinity" and read
     back as numbers: JSON has no others, and losing them would turn a broken layer into a gap.
+
+    A field whose name in files is older than its name here has that as its alias.
     """
 
     model_config = ConfigDict(
@@ -17,4 +19,7 @@ class Value(BaseModel):
         extra="forbid",
         ser_json_inf_nan="strings",
         protected_namespaces=(),
+        serialize_by_alias=True,
+        validate_by_name=True,
+        validate_by_alias=True,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from core.records.base import Value
 from core.records.outline import IntensityRange
 from core.records.plan import ReinitPlan
@@ -16,7 +18,7 @@ class StepRecord:
     """One optimiser step of one arm.
 
     Attributes:
-        arm: "control" or a plan's name.
+        arm: "untouched" or a plan's name.
         seed: Seed of head and batch order, shared by all arms.
         step: From 1; step 0 is the state before training and has no loss.
         train_loss: Cross-entropy of the batch, in nats, before the step; None at step 0.
@@ -42,12 +44,12 @@ class ArmCurve:
 
 
 class ArmDifference(Value):
-    """Arm minus control, paired by seed.
+    """Arm minus its rival (the untouched network or the random control), paired by seed.
 
     Attributes:
-        arm: The arm compared with the control.
+        arm: The arm that is compared.
         measure: What is compared: "final_val_accuracy", "mean_val_accuracy" (over the
-            evaluations after step 0) or "loss_gain" (mean over steps of control's training loss
+            evaluations after step 0) or "loss_gain" (mean over steps of the rival's training loss
             minus the arm's, so that positive is better, as for the accuracies).
         seeds: Number of pairs.
         mean: Mean difference.
@@ -67,7 +69,7 @@ class ArmDifference(Value):
 class ABComparison(Value):
     """Every arm against the untouched network, and the sentence a person reads first."""
 
-    control: str
+    untouched: str = Field(validation_alias="control", serialization_alias="control")
     differences: tuple[ArmDifference, ...]
     # The same against the random control, where there is one.
     from_random: tuple[ArmDifference, ...] = ()

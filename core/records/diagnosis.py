@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from core.records.base import Value
 from core.records.outline import IntensityRange
 from core.records.specs import DataSpec, ModelSpec
@@ -153,9 +155,9 @@ class DiagnosisHeader(Value):
 
 
 class Finding(Value):
-    """A sentence about some layers, the rule that produced it, and the layers it speaks of."""
+    """A sentence about some layers, the check that produced it, and the layers it speaks of."""
 
-    rule: str
+    check: str = Field(validation_alias="rule", serialization_alias="rule")
     severity: Literal["info", "notice", "warning"]
     sentence: str
     layers: tuple[str, ...]
@@ -169,14 +171,14 @@ class Remark(Value):
     Attributes:
         why: "as-twin": the fresh twin trips the check too. "twin-zero": there is no ratio,
             because the twin's figure is 0. "not-finite": figures that are no finite numbers.
-        rule: Name of the check; "" where it is about none in particular.
+        check: Name of the check; "" where it is about none in particular.
         metric: Which figure; "" for several.
         sentence: For people.
         layers: The layers it speaks of, in forward order.
     """
 
     why: Literal["as-twin", "twin-zero", "not-finite"]
-    rule: str
+    check: str = Field(validation_alias="rule", serialization_alias="rule")
     metric: str
     sentence: str
     layers: tuple[str, ...]

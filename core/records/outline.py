@@ -80,6 +80,18 @@ class Preprocessing(Value):
     std: tuple[float, float, float]
 
 
+class Note(Value):
+    """One thing that loading did.
+
+    Attributes:
+        about: The new or kept head; all weights; or how the file with the weights was read.
+        sentence: In plain words.
+    """
+
+    about: Literal["head", "weights", "file"]
+    sentence: str
+
+
 class ModelCard(Value):
     """What is known of a loaded model beside its layers.
 
@@ -97,7 +109,7 @@ class ModelCard(Value):
         size_multiple: The side must be a multiple of this.
         default_lr: Learning rate at which the untouched network learns in a short fine-tune.
         licence: Of the weights, where known.
-        notes: Plain sentences about what loading did (head replaced, prefixes stripped, ...).
+        notes: What loading did: head replaced, prefixes stripped, ...
     """
 
     spec: ModelSpec
@@ -113,7 +125,7 @@ class ModelCard(Value):
     size_multiple: int = 1
     default_lr: float
     licence: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 class ModelOutline(ModelCard):

@@ -158,7 +158,7 @@ class Entries(Value):
                     f"count is {self.count}, and there are {len(self.indices)} indices"
                 )
         if (self.values is not None) != (self.write in ("scale", "add")):
-            raise ValueError("values belong to the writes 'scale' and 'add' alone")
+            raise ValueError("values only belong to the writes 'scale' and 'add'")
         return self
 
 
@@ -189,12 +189,12 @@ class Target(Value):
     @model_validator(mode="after")
     def _named(self) -> Self:
         known = {*self.parameters, *self.buffers}
-        for each in self.entries:
-            if each.tensor not in known:
+        for entry in self.entries:
+            if entry.tensor not in known:
                 raise ValueError(
-                    f'entries name "{each.tensor}", which is not among the parameters and buffers'
+                    f'entries name "{entry.tensor}", which is not among the parameters and buffers'
                 )
-        if self.granularity != "layer" and known - {each.tensor for each in self.entries}:
+        if self.granularity != "layer" and known - {entry.tensor for entry in self.entries}:
             raise ValueError("of units and weights, each tensor needs its entries")
         return self
 

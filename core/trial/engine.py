@@ -1,107 +1,25 @@
-"""Arms + images -> step records: the same short fine-tune for each arm, side by side.
-
-Paired means paired: under one seed every arm has the same head, sees the same batches in the
-same order, and draws the same dropout masks; arms take each step in turn, so that a stop leaves
-them equally far.
-"""
+"""Arms and images -> step records: one short fine-tune."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.errors import ModelError, OptionError
+from core.errors import ModelError
+from core.pixels import normalised
 from core.records import StepRecord
 from core.seeding import derived_seed, generator, random_state_kept
+from core.trial.arms import Arm, Images, Settings
 
 NORM_MOMENTUM = 0.1
+
+
 EVAL_BATCH = 64
-HEAD_LR = 1e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How an arm is trained: AdamW with a linear warm-up to a constant learning rate.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Images a step.
-        lr: Learning rate after the warm-up.
-        head_lr: Learning rate of the new head; None takes `lr`, but `HEAD_LR` at least: the
-            head is new, the rest is not.
-        weight_decay: Decoupled, on parameters with two axes or more.
-        warmup_steps: Steps over which the rate rises linearly.
-        eval_every: Steps between evaluations; the last step is always evaluated.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    head_lr: float | None = None
-    weight_decay: float = 0.01
-    warmup_steps: int = 5
-    eval_every: int = 10
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot train."""
-        for name, value, least, most in (
-            ("steps", self.steps, 1, 1_000_000),
-            ("batch size", self.batch_size, 2, 65_536),
-            ("evaluation interval", self.eval_every, 1, 1_000_000),
-        ):
-            if not least <= value <= most:
-                raise OptionError(f"The {name} is {value}; give {least:,} to {most:,}.")
-        for rate in (self.lr, self.rate_of_head):
-            if not 0 < rate <= 100:
-                raise OptionError(
-                    f"The learning rate is {rate:g}; give a number above 0, such as 3e-4."
-                )
-
-    @property
-    def rate_of_head(self) -> float:
-        """Learning rate of the new head."""
-        return max(self.lr, HEAD_LR) if self.head_lr is None else self.head_lr
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Images:
-    """Decoded images: uint8 (n, 3, size, size) and labels (n,), with the normalisation."""
-
-    train: Tensor
-    train_labels: Tensor
-    val: Tensor
-    val_labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One way to start: its name, a function from seed to a network on the CPU, frozen names.
-
-    `frozen` holds parameter names that do not train, `head` those of the new head, and `rates`
-    those that train at a multiple of their learning rate.
-    """
-
-    name: str
-    build: Callable[[int], nn.Module]
-    frozen: frozenset[str] = frozenset()
-    head: frozenset[str] = frozenset()
-    rates: Mapping[str, float] = field(default_factory=dict)
-
-
-def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return uint8 (n, 3, h, w) as float32, scaled to [0, 1], less mean, over std."""
-    shape = (1, 3, 1, 1)
-    centre = torch.tensor(mean, device=pixels.device).reshape(shape)
-    spread = torch.tensor(std, device=pixels.device).reshape(shape)
-    return (pixels.float() / 255 - centre) / spread
 
 
 def batch_order(count: int, settings: Settings, *, seed: int) -> list[Tensor]:
@@ -285,6 +203,15 @@ def evaluate(
     who: str = "the network",
 ) -> float | None:
     """Return the share of images classified right, in [0, 1]; None when stopped in between.
+
+    Args:
+        model: The network.
+        pixels: uint8 (n, 3, h, w), where the network is.
+        labels: (n,).
+        mean: Of the three colours, in [0, 1].
+        std: Likewise.
+        should_stop: Asked before each batch.
+        who: The network, for the message.
 
     Raises:
         ModelError: Outputs for some images are not finite: the answer would be a guess.

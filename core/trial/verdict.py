@@ -12,8 +12,8 @@ from scipy import stats
 from core.records import ABComparison, ArmCurve, ArmDifference
 
 # The untouched network, and the arm that resets as much at random.
-CONTROL = "untouched"
-RANDOM = "random control"
+UNTOUCHED = "untouched"
+RANDOM_CONTROL = "random control"
 CONFIDENCE = 0.95
 
 Measure = Literal["final_val_accuracy", "mean_val_accuracy", "loss_gain"]
@@ -26,21 +26,21 @@ def compare_curves(curves: Sequence[ArmCurve]) -> ABComparison:
 
     Args:
         curves: One a pair of arm and seed, steps in order; the arms the others are held against
-            are `CONTROL` and, if there is one, `RANDOM`.
+            are `UNTOUCHED` and, if there is one, `RANDOM_CONTROL`.
 
     Returns:
         Differences with 95 % t intervals over seeds, and a sentence. Pairs without a common
         evaluation after step 0 do not count, nor do seeds that got less far than others of the
         same arm; a caveat says how many.
     """
-    differences, behind = _against(CONTROL, curves)
-    plans = [curve for curve in curves if curve.arm != CONTROL]
-    from_random, _ = _against(RANDOM, plans)
+    differences, behind = _against(UNTOUCHED, curves)
+    plans = [curve for curve in curves if curve.arm != UNTOUCHED]
+    from_random, _ = _against(RANDOM_CONTROL, plans)
     sentences = [_sentence(differences, "the untouched network")]
     if from_random:
         sentences.append(_sentence(from_random, "the random control"))
     return ABComparison(
-        control=CONTROL,
+        untouched=UNTOUCHED,
         differences=tuple(differences),
         from_random=tuple(from_random),
         sentence=" ".join(sentences),
@@ -48,18 +48,18 @@ def compare_curves(curves: Sequence[ArmCurve]) -> ABComparison:
     )
 
 
-def _against(control: str, curves: Sequence[ArmCurve]) -> tuple[list[ArmDifference], int]:
+def _against(rival: str, curves: Sequence[ArmCurve]) -> tuple[list[ArmDifference], int]:
     """Return each other arm's differences from one, and how many pairs are behind the others."""
     by_key = {(curve.arm, curve.seed): curve for curve in curves}
-    arms = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm != control]
+    arms = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm != rival]
     differences: list[ArmDifference] = []
     behind = 0
     for arm in arms:
         seeds = sorted(
             {seed for name, seed in by_key if name == arm}
-            & {seed for name, seed in by_key if name == control}
+            & {seed for name, seed in by_key if name == rival}
         )
-        pairs = [_paired(by_key[control, seed], by_key[arm, seed]) for seed in seeds]
+        pairs = [_paired(by_key[rival, seed], by_key[arm, seed]) for seed in seeds]
         told = [pair for pair in pairs if pair is not None]
         if not told:
             continue
@@ -73,10 +73,10 @@ def _against(control: str, curves: Sequence[ArmCurve]) -> tuple[list[ArmDifferen
     return differences, behind
 
 
-def _paired(control: ArmCurve, arm: ArmCurve) -> tuple[int, tuple[float, float, float]] | None:
+def _paired(rival: ArmCurve, arm: ArmCurve) -> tuple[int, tuple[float, float, float]] | None:
     """Return the last step both were evaluated at, and the three differences up to it."""
     mine = {step.step: step for step in arm.steps}
-    theirs = {step.step: step for step in control.steps}
+    theirs = {step.step: step for step in rival.steps}
     common = sorted(mine.keys() & theirs.keys())
     accuracies = [
         (step, a, c)
@@ -130,7 +130,7 @@ def _difference(arm: str, measure: Measure, values: list[float]) -> ArmDifferenc
 
 
 def _sentence(differences: Sequence[ArmDifference], other: str) -> str:
-    rows = [each for each in differences if each.measure == "final_val_accuracy"]
+    rows = [difference for difference in differences if difference.measure == "final_val_accuracy"]
     if not rows:
         return "No pair of arms has reached an evaluation yet."
     parts = []
@@ -158,7 +158,7 @@ def _caveats(differences: Sequence[ArmDifference], behind: int) -> tuple[str, ..
             else ("are not as far as the others and do")
         )
         rows.append(f"{pairs} {rest} not count.")
-    fewest = min((each.seeds for each in differences), default=0)
+    fewest = min((difference.seeds for difference in differences), default=0)
     if 0 < fewest < 5:
         rows.append(
             f"The interval rests on {fewest} seed{'' if fewest == 1 else 's'}; with fewer than "

@@ -2,7 +2,7 @@
 
 `st.plotly_chart` identifies a chart by its figure, so every change of the data
 throws away zoom and legend, and it cannot report clicks on heatmap cells. This
-component keeps one element for one key and hands new figures to `Plotly.react`.
+component keeps one element per key and hands new figures to `Plotly.react`.
 
 A callback reads what happened with `read_event`:
 
@@ -13,8 +13,8 @@ A callback reads what happened with `read_event`:
 
     plot.plot(figure, key="strip", height=320, alt="Layers by metric", on_event=picked)
 
-Only named things report: a click on a point without `customdata` stays in the
-browser, so a plain curve never causes a rerun.
+Only points with a name report: a click on a point without `customdata` stays in
+the browser, so a plain curve never causes a rerun.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def plot(
         on_event: Called once for each event, before the rerun, with no arguments;
             read the event with `read_event(key)`. Inside a fragment only the
             fragment reruns.
-        hatch_missing: Hatch the ground of the plot area, so that cells without a
+        hatch_missing: Hatch the background of the plot area, so that cells without a
             value read as "not applicable".
 
     Returns:
@@ -114,18 +114,12 @@ def plot(
         raise ValueError(f"Plot {key!r} has no alt text. Say in one sentence what it shows.")
     if height <= 0:
         raise ValueError(f"Plot {key!r} asks for a height of {height} px. Give a positive one.")
-    given = (figure if isinstance(figure, go.Figure) else go.Figure(figure)).to_dict()
-    contents = {**given, "data": _cleaned(given["data"]), "layout": _cleaned(given["layout"])}
-    layout = contents["layout"]
-    layout.pop("template", None)
-    layout.setdefault("uirevision", key)
+    traces, layout = _texts(figure, key)
     result = _component()(
         key=key,
-        # Traces and layout are separate texts, because the browser keeps the parsed
-        # traces while their text stays the same. That makes a change of shapes cheap.
         data={
-            "traces": to_json_plotly(contents["data"]),
-            "layout": to_json_plotly(layout),
+            "traces": traces,
+            "layout": layout,
             "height": height,
             "alt": words.clean(alt),
             "hatch": hatch_missing,
@@ -152,17 +146,30 @@ def read_event(key: str) -> PlotEvent | None:
     return _parse(value.get(_EVENT)) if isinstance(value, Mapping) else None
 
 
-def _cleaned(value: Any) -> Any:
-    """Return part of a figure with every text in it cleaned: names come from files of others.
+def _texts(figure: go.Figure | dict[str, Any], key: str) -> tuple[str, str]:
+    """Return traces and layout as JSON.
 
-    Layer names in `customdata` are shown nowhere and come back with a click, so they stay.
+    They are separate texts, because the browser keeps the parsed traces while their text stays
+    the same. That makes a change of shapes cheap.
+    """
+    given = (figure if isinstance(figure, go.Figure) else go.Figure(figure)).to_dict()
+    layout = _cleaned(given["layout"])
+    layout.pop("template", None)
+    layout.setdefault("uirevision", key)
+    return to_json_plotly(_cleaned(given["data"])), to_json_plotly(layout)
+
+
+def _cleaned(value: Any) -> Any:
+    """Return part of a figure with every text in it cleaned: names may come from a stranger's file.
+
+    Layer names in `customdata` are not shown and come back with a click, so they stay as they are.
     """
     if isinstance(value, str):
         return words.clean(value)
     if isinstance(value, Mapping):
-        return {key: each if key == "customdata" else _cleaned(each) for key, each in value.items()}
+        return {key: part if key == "customdata" else _cleaned(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_cleaned(each) for each in value]
+        return [_cleaned(part) for part in value]
     return value
 
 
@@ -171,7 +178,7 @@ def _ignore() -> None:
 
 
 def _parse(payload: object) -> PlotEvent | None:
-    """Check what the browser sent. Anything unexpected is no event, never an error."""
+    """Check what the browser sent. Anything unexpected counts as no event, never as an error."""
     if not isinstance(payload, Mapping):
         return None
     kind, names = payload.get("kind"), payload.get("names")

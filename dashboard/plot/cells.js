@@ -1,4 +1,4 @@
-// Where the cells of a figure's heatmaps are, and which one an arrow key leads to.
+// Where the cells of a figure's heatmaps are, and to which one an arrow key leads.
 
 export const nameIn = (custom) => {
   const name = Array.isArray(custom) ? custom[0] : custom;

@@ -7,7 +7,7 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 const mounted = new WeakMap();
 let library; // a promise, shared by all plots of the page
 
-// Awaited here, so that no plot is on the page before its style and nothing moves when it comes.
+// Awaited here, so that no plot is on the page before its style, and nothing moves when it loads.
 await new Promise((done) => {
   const style = document.createElement("link");
   Object.assign(style, { rel: "stylesheet", href: new URL("plot.css", import.meta.url) });
@@ -30,7 +30,7 @@ function loadLibrary() {
   return library;
 }
 
-// As a template, so that everything the figure sets itself wins over the theme.
+// As a template, so that whatever the figure itself sets wins over the theme.
 function themeTemplate(element) {
   const css = getComputedStyle(element);
   const value = (name) => css.getPropertyValue(`--st-${name}`).trim();
@@ -90,7 +90,7 @@ class Plot {
     this.watcher.observe(this.root);
   }
 
-  // One drawing at a time, then the latest wish: Plotly can loop for ever when a second
+  // One drawing at a time, then the latest request: Plotly can loop for ever when a second
   // react starts on the same element before the first has finished.
   async draw() {
     this.wanted = true;
@@ -105,7 +105,7 @@ class Plot {
       }
     }
     this.drawing = false;
-    if (this.gone) this.clear(); // the page was left in the middle of a drawing
+    if (this.gone) this.clear(); // the page was left while a drawing was under way
   }
 
   async drawOnce(Plotly) {
@@ -115,8 +115,8 @@ class Plot {
     if (this.gone || !width) return;
     const template = themeTemplate(this.root);
     const themeText = JSON.stringify(template);
-    const wish = [traces, layoutText, themeText, width, height, alt, hatch, this.boxes];
-    if (this.drawn?.every((part, index) => part === wish[index])) return;
+    const request = [traces, layoutText, themeText, width, height, alt, hatch, this.boxes];
+    if (this.drawn?.every((part, index) => part === request[index])) return;
     // The same objects for the same text let Plotly see that nothing changed in them.
     if (traces !== this.drawn?.[0]) this.traces = JSON.parse(traces);
     if (themeText !== this.drawn?.[2]) this.template = template;
@@ -142,7 +142,7 @@ class Plot {
       }]],
     };
     await Plotly.react(this.figure, this.traces.map((trace) => ({ ...trace })), layout, this.config);
-    this.drawn = wish;
+    this.drawn = request;
     this.note.hidden = true;
     if (!this.listening) this.listen();
   }
@@ -159,8 +159,8 @@ class Plot {
   listen() {
     this.listening = true;
     this.figure.on("plotly_click", ({ points, event }) => {
-      // With its tools off Plotly also calls a drag or a scrolling finger a click. For a real
-      // tap the browser sends a mouse event too, and that one counts.
+      // With its tools off, Plotly also reports a drag or a scrolling finger as a click. For a
+      // real tap the browser sends a mouse event too, and that one counts.
       const off = this.figure._fullLayout.dragmode === false;
       if (event.button > 0 || (off && (this.dragged || event.type.startsWith("touch")))) return;
       const { x = null, y = null } = points[0];
@@ -169,7 +169,7 @@ class Plot {
     this.figure.on("plotly_selected", (selected) => {
       if (!selected?.range) return;
       this.report("box", this.namesInBox(selected), this.additive);
-      // The caller shows what is selected; Plotly's own frame and dimming must go.
+      // The caller shows what is selected, so Plotly's own frame and dimming must go.
       this.boxes += 1;
       this.draw();
     });
@@ -190,7 +190,7 @@ class Plot {
       const axis = this.figure._fullLayout._plots[xaxis + yaxis].xaxis;
       return [axis._offset + axis.d2p(x), nameIn(customdata)];
     });
-    return [...cells, ...dots].sort((a, b) => a[0] - b[0]).flatMap((found) => found[1]);
+    return [...cells, ...dots].sort((a, b) => a[0] - b[0]).flatMap(([, names]) => names);
   }
 
   report(kind, names, additive, x = null, y = null) {
@@ -241,7 +241,7 @@ class Plot {
   }
 
   download(Plotly) {
-    // The page's ground comes along: light letters on a transparent picture would be lost.
+    // With the page's background: light letters on a transparent picture would be lost.
     const colour = (name) => getComputedStyle(this.root).getPropertyValue(`--st-${name}`).trim();
     const { data, layout, clientWidth: width, clientHeight: height } = this.figure;
     const picture = { data, layout: { ...layout, paper_bgcolor: colour("background-color") } };
@@ -270,6 +270,6 @@ export default function ({ parentElement, data, setTriggerValue }) {
   plot.send = setTriggerValue;
   plot.root.style.height = plot.figure.style.height = `${data.height}px`;
   plot.draw();
-  // Streamlit also calls this for a call that newer data overtook, while the plot lives on.
+  // Streamlit also runs this clean-up when newer data overtook a call, while the plot lives on.
   return () => setTimeout(() => plot.root.isConnected || plot.unmount());
 }

@@ -1,14 +1,35 @@
-"""The only door to session state, caches, the workspace on disk and background runs."""
+"""The only door to session state, caches, the workspace on disk, and background runs."""
 
+from dashboard.store.estimates import finetune_seconds, measure_seconds
+from dashboard.store.measurements import (
+    Stored,
+    is_stale,
+    latest_diagnosis,
+    units_of,
+)
+from dashboard.store.own_runs import (
+    all_runs,
+    live_run,
+    live_runs,
+    plan_of,
+    preview_of,
+    receipt_of,
+    stop_run,
+)
+from dashboard.store.present_plan import (
+    pick_size,
+    plan_model,
+    present_plan,
+    take_plan,
+)
 from dashboard.store.recent import Work, recent_work
 from dashboard.store.roots import permitted_path
-from dashboard.store.runs import RunView
+from dashboard.store.runs import RunKind, RunView
 from dashboard.store.session import (
     act,
     asks_login,
     current,
     guarded,
-    log_path,
     notice,
     open_session,
     open_workspace,
@@ -16,44 +37,23 @@ from dashboard.store.session import (
     take_notice,
     troubles,
 )
-from dashboard.store.trials import (
-    Stored,
-    all_runs,
-    diagnosis_of,
-    finetune_seconds,
-    is_stale,
-    latest_diagnosis,
-    live_run,
-    live_runs,
-    measure_seconds,
-    pick_patterns,
-    pick_size,
-    plan_model,
-    plan_of,
-    present_plan,
-    preview_of,
-    receipt_of,
+from dashboard.store.starts import (
     start_apply,
     start_finetune,
     start_measure,
     start_plan,
     start_preview,
-    stop_run,
-    take_plan,
     train_defaults,
-    units_of,
 )
 from dashboard.store.uploads import is_upload, upload
 from dashboard.store.values import (
     data_outline,
-    data_spec,
     dataset_entries,
     images,
     look_at_data,
     metric_infos,
     model_entries,
     model_outline,
-    model_spec,
     model_title,
     outline_if_ready,
     permitted_data,
@@ -61,7 +61,6 @@ from dashboard.store.values import (
     read_plan,
     rule_infos,
     scheme_infos,
-    size_of,
 )
 from dashboard.store.workspace import (
     Choice,
@@ -70,7 +69,6 @@ from dashboard.store.workspace import (
     Picks,
     TrainOptions,
     Workspace,
-    home,
 )
 
 __all__ = [
@@ -78,6 +76,7 @@ __all__ = [
     "Judging",
     "MeasureOptions",
     "Picks",
+    "RunKind",
     "RunView",
     "Stored",
     "TrainOptions",
@@ -88,25 +87,20 @@ __all__ = [
     "asks_login",
     "current",
     "data_outline",
-    "data_spec",
     "dataset_entries",
-    "diagnosis_of",
     "finetune_seconds",
     "guarded",
-    "home",
     "images",
     "is_stale",
     "is_upload",
     "latest_diagnosis",
     "live_run",
     "live_runs",
-    "log_path",
     "look_at_data",
     "measure_seconds",
     "metric_infos",
     "model_entries",
     "model_outline",
-    "model_spec",
     "model_title",
     "notice",
     "open_session",
@@ -114,7 +108,6 @@ __all__ = [
     "outline_if_ready",
     "permitted_data",
     "permitted_path",
-    "pick_patterns",
     "pick_size",
     "plan_model",
     "plan_of",
@@ -127,7 +120,6 @@ __all__ = [
     "rule_infos",
     "scheme_infos",
     "set_pulse",
-    "size_of",
     "start_apply",
     "start_finetune",
     "start_measure",

@@ -1,9 +1,9 @@
-"""Files that came from elsewhere are opened by a worker within limits, never by the server.
+"""A worker within limits opens files that came from elsewhere; the server never does.
 
-An upload, or a path that somebody typed, may name two megabytes that unpack to gigabytes. The
-worker (`python -m core inspect`) ends itself, or is ended, when it takes too much memory or time;
-what it prints is all that the server ever sees of the file: the outline, a few small pictures,
-or one sentence. So there is nothing that the server opens after it.
+An upload, or a path that somebody typed, may hold two megabytes that unpack to gigabytes. The
+worker (`python -m core inspect`) ends itself, or is ended, when it takes too much memory or time.
+What it prints is all that the server ever sees of the file: the outline, a few small pictures, or
+one sentence. The server opens nothing after it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from core.errors import LimberError
+from core.errors import LimberError, error_told
 from core.records import SampleImage
 from dashboard.store.workspace import ROOT
 
 MEMORY_VARIABLE = "LIMBER_INSPECT_MB"
-# What torch, timm and a network of ordinary size take (1.0 GiB, measured), with room for another.
+# Twice what torch, timm and a network of ordinary size take (1.0 GiB, measured).
 BASE_MB = 2048
-# Weights are held as stored, as float32, and once more while they are put into the network: at
-# most eight times a file of half precision. Images unpack to less.
+# Weights are held as stored, as float32, and once more while they are copied into the network: at
+# most eight times the size of a half-precision file. Images unpack to less.
 TIMES_FILE = 8
 SECONDS = 120
 POLL_S = 0.05
-# The worker ends itself first; this is for one that cannot.
+# How much longer to wait for a worker that does not end itself in time.
 GRACE_S = 6.0
 ANSWER_BYTES = 128 * 2**20
 AT_ONCE = 2
@@ -48,15 +48,15 @@ def _nothing() -> None:
     """Stand in where no page waits."""
 
 
-# Called while a worker is waited for. It raises where the page that waits is gone or goes on to
-# something else, and so ends the worker.
+# Called again and again while a page waits for a worker. If the page is gone or has moved on, it
+# raises, and that ends the worker.
 pulse: ContextVar[Callable[[], object]] = ContextVar("pulse", default=_nothing)
 
 
 def memory_mb(paths: Sequence[Path]) -> int:
-    """Return how much memory a worker gets for files, in MiB: a base and a multiple of their size.
+    """Return how much memory a worker gets for files, in MiB: a base plus a multiple of their size.
 
-    At most three quarters of the machine's. `LIMBER_INSPECT_MB` takes its place where it is set.
+    It is at most three quarters of the machine's memory. `LIMBER_INSPECT_MB` overrides it.
     """
     given = os.environ.get(MEMORY_VARIABLE, "")
     if given.isascii() and given.isdigit():
@@ -80,17 +80,17 @@ def _size(path: Path) -> int:
 
 
 def inspect(arguments: Sequence[str], *, files: Sequence[Path]) -> Mapping[str, Any]:
-    """Let a worker open files, and return what it found.
+    """Let a worker open files, and return what it says about them.
 
     Args:
         arguments: After `python -m core inspect`.
-        files: Those that it opens, by whose size its memory is measured.
+        files: The files it opens; their size decides how much memory it gets.
 
     Returns:
         The worker's JSON.
 
     Raises:
-        LimberError: The worker's one sentence, or that it was ended.
+        LimberError: What the worker told, or that it was ended.
     """
     limit = memory_mb(files)
     command = [sys.executable, "-m", "core", "inspect", *arguments, "--json"]
@@ -106,7 +106,7 @@ def inspect(arguments: Sequence[str], *, files: Sequence[Path]) -> Mapping[str, 
 
 
 def _run(command: Sequence[str], out: IO[bytes], err: IO[bytes]) -> int | None:
-    # One thread: each takes memory of its own, and opening a file is no work for several.
+    # One thread: each takes its own memory, and opening a file gains nothing from more.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     try:
         process = subprocess.Popen(
@@ -149,8 +149,13 @@ def _answer(
 ) -> Mapping[str, Any]:
     if code == 0 and out.seek(0, os.SEEK_END) <= ANSWER_BYTES:
         out.seek(0)
-        found: Mapping[str, Any] = json.loads(out.read())
-        return found
+        answer: Mapping[str, Any] = json.loads(out.read())
+        return answer
+    if code == 2:
+        out.seek(0)
+        # Without such an answer, or with half of one, its line on stderr has to do.
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            raise error_told(json.loads(out.read(2**16))["error"])
     err.seek(0)
     lines = err.read(2**16).decode("utf-8", "replace").strip().splitlines()
     if code == 2 and lines:
@@ -165,14 +170,14 @@ def _answer(
     )
 
 
-def sample_image(found: Mapping[str, Any]) -> SampleImage:
+def sample_image(answer: Mapping[str, Any]) -> SampleImage:
     """Return a picture as the worker described it."""
-    width, height = found["original_size"]
+    width, height = answer["original_size"]
     return SampleImage(
-        label=str(found["label"]),
-        split=str(found["split"]),
-        name=str(found["name"]),
-        original_png=base64.b64decode(found["original_png"]),
-        input_png=base64.b64decode(found["input_png"]),
+        label=str(answer["label"]),
+        split=str(answer["split"]),
+        name=str(answer["name"]),
+        original_png=base64.b64decode(answer["original_png"]),
+        input_png=base64.b64decode(answer["input_png"]),
         original_size=(int(width), int(height)),
     )

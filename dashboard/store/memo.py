@@ -1,7 +1,7 @@
-"""A small cache for values that cost seconds: shared by all sessions, bounded, peekable.
+"""A small cache for values that take seconds to make: shared by all sessions, and bounded.
 
-`st.cache_resource` cannot say whether a value is there without computing it, and it forgets
-failures, so that a page without a network would wait for the same refusal at every rerun.
+`st.cache_resource` cannot say whether it has a value without computing it, and it forgets
+failures: a page without internet access would wait for the same refusal at every rerun.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REFUSAL_KEPT_S = 20.0
 
 
 class Memo(Generic[T]):
-    """Values by key, made once, the least recently used dropped first."""
+    """Values by key, each made once; the least recently used is dropped first."""
 
     def __init__(self, *, max_entries: int) -> None:
         """Start empty."""
@@ -31,12 +31,12 @@ class Memo(Generic[T]):
         self._lock = threading.Lock()
 
     def peek(self, key: Hashable) -> T | None:
-        """Return the value if it is there."""
+        """Return the value if it has been made."""
         with self._lock:
             return self._values.get(key)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the value, making it first where needed.
+        """Return the value, and make it first if needed.
 
         Raises:
             LimberError: `make` raised it, now or less than `REFUSAL_KEPT_S` ago.

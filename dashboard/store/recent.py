@@ -1,4 +1,4 @@
-"""Earlier work on this machine: what lies in the folder of workspaces, read without opening it."""
+"""Earlier work on this machine: the list of workspaces, read without opening any of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dashboard.store.workspace import WORKSPACE_ID, WorkspaceState, home
 
-# Beyond so many nobody looks; the newest stay.
+# Nobody looks beyond this many; the newest stay.
 MOST = 500
 
 _known: dict[Path, tuple[object, Work | None]] = {}
@@ -24,7 +24,7 @@ class Work:
     """One workspace as a list shows it.
 
     Attributes:
-        id: Its place in the address.
+        id: Its name in the address.
         name: What a person called it; may be empty.
         model, checkpoint, data: The choice, as the command line takes it.
         used: When anything in it was last written, in seconds since 1970.
@@ -44,12 +44,12 @@ def recent_work(*, without: str) -> tuple[Work, ...]:
     """Return the workspaces in which something was done, the last used first.
 
     Args:
-        without: Id of the one that is open. Those that cannot be read are left out, and so are
-            those that were opened and left as they were.
+        without: Id of the workspace that is open. Workspaces that cannot be read are left out,
+            and so are those that nobody changed.
     """
     with _lock:
-        found = [work for work in map(_work, _folders()) if work is not None and work.id != without]
-    return tuple(sorted(found, key=lambda work: work.used, reverse=True)[:MOST])
+        works = [work for work in map(_work, _folders()) if work is not None and work.id != without]
+    return tuple(sorted(works, key=lambda work: work.used, reverse=True)[:MOST])
 
 
 def _folders() -> Iterator[Path]:

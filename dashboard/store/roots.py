@@ -1,7 +1,7 @@
-"""Which files of this machine a page may name: all of them for whoever sits at it, else few.
+"""Which files of this machine a page may name: all of them, or only those in a few folders.
 
-Where other machines can reach the server, or somebody set `LIMBER_ROOTS`, paths are confined to
-the working directory, the folders of that setting, and what was uploaded here.
+Where other machines can reach the server, or `LIMBER_ROOTS` is set, paths are confined to the
+working directory, the folders of that setting, and what was uploaded here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def confined() -> bool:
 
 
 def roots() -> tuple[Path, ...]:
-    """Return the folders that paths may lead into, as they were named."""
+    """Return the folders that paths may lead into, as somebody named them."""
     named = os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep)
     own = (Path.cwd(), home() / "workspaces")
     return (*own, *(Path(name).expanduser().absolute() for name in named if name))
@@ -33,8 +33,8 @@ def permitted_path(path: str) -> str:
     """Return the path if a page may name it: as it is, or with its links resolved if confined.
 
     Raises:
-        LimberError: It leads elsewhere. The sentence is the same for a file, a folder and nothing
-            at all, and what is plainly elsewhere is refused before the disk is asked.
+        LimberError: It leads elsewhere. The sentence does not tell whether anything is there, and
+            a path that plainly leads elsewhere is refused before the disk is asked.
     """
     if not confined():
         return path
@@ -44,10 +44,10 @@ def permitted_path(path: str) -> str:
     )
     named = Path(path)
     try:
-        allowed = [_both(root) for root in roots()]
-        # Spelt out without a look at the disk, whose answer could be told by its time.
+        allowed = [_spellings(root) for root in roots()]
+        # Resolved without a look at the disk: how long it takes would tell what is there.
         plain = Path(os.path.normpath(named.expanduser().absolute()))
-        if not any(plain.is_relative_to(each) for both in allowed for each in both):
+        if not any(plain.is_relative_to(root) for spellings in allowed for root in spellings):
             raise refusal
         real = Path(os.path.realpath(named.expanduser()))
         if not any(real.is_relative_to(resolved) for _, resolved in allowed):
@@ -61,11 +61,11 @@ def permitted_path(path: str) -> str:
 
 
 def permitted_data(name: str, known: frozenset[str]) -> str:
-    """Return the name of a data set if a page may use it, the path in it as `permitted_path` does.
+    """Return the name of a data set if a page may use it; a path in it as `permitted_path` does.
 
     Args:
         name: As the command line takes it.
-        known: Names of the embedded sets, which are no paths.
+        known: Names of the embedded sets, which are not paths.
 
     Raises:
         LimberError: It is a path that leads elsewhere.
@@ -78,5 +78,5 @@ def permitted_data(name: str, known: frozenset[str]) -> str:
     return permitted_path(name) if name.strip() else name
 
 
-def _both(root: Path) -> tuple[Path, Path]:
+def _spellings(root: Path) -> tuple[Path, Path]:
     return Path(os.path.normpath(root)), Path(os.path.realpath(root))

@@ -1,9 +1,9 @@
-"""A run's folder: its record, the events its worker tells, and whether that worker still lives.
+"""A run's folder: its record, the events of its worker, and whether that worker still lives.
 
-Everything needed to take a run up again lies in the folder: what was started, the process id and
-the events so far. What a person or another program may have done to it is met here: a folder that
-is odd is no exception. Where the machine has no file or memory to give at the moment nothing can
-be said of a folder, and OSError is raised for the caller to ask again.
+Everything needed to resume a run lies in the folder: what was started, the process id, and the
+events so far. A person or another program may have changed anything in it; none of that raises an
+exception. But where the machine is out of file handles or memory for the moment, nothing can be
+said about a folder, and OSError tells the caller to ask again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from core.errors import error_told
 from core.records import ArmCurve, StepRecord
 from dashboard.store.workspace import write_atomically
+from dashboard.words import sentence
 
 log = logging.getLogger("limber.runs")
 
@@ -33,14 +35,14 @@ RunKind = Literal["measure", "finetune", "apply", "plan", "preview"]
 RunState = Literal["queued", "running", "stopping", "done", "stopped", "failed"]
 LIVE: frozenset[str] = frozenset({"queued", "running", "stopping"})
 RUN_ID = re.compile(r"[a-z]{3,10}-[0-9]{8}-[0-9]{6}-[0-9a-f]{4,16}")
-# What commands and this program write beside a file before it has its name.
+# Partial files, which commands and this program write before they rename them.
 PARTIAL = re.compile(r"\..+\.([0-9a-z_]{8}|claim)")
 HEARTBEAT_LOST_S = 15.0
-# A record holds a plan's JSON at most; what is larger is no record of ours.
+# A record holds a plan's JSON at most; a larger file is not one of our records.
 LARGEST_RECORD = 64_000_000
-# Events are read in pieces, so that a file that grew huge does not fill the memory.
+# Events are read in pieces, so that a huge file does not fill the memory.
 PIECE = 8_000_000
-# A machine that has no process, file or memory to give right now may have one in a moment.
+# A machine that has no process, file handle or memory to give now may have one in a moment.
 PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 POSIX = os.name == "posix"
 PROC = Path("/proc")
@@ -48,16 +50,16 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """What a page may know of a run at one moment.
+    """What a page may know about a run at one moment.
 
     Attributes:
-        facts: What it was started with, for titles and for telling whether it is stale.
-        number: Place in the order of starts, which no clock can spoil.
+        facts: What it was started with; titles and the test for staleness use it.
+        number: Its place in the order of starts, which does not depend on a clock.
         wall_s: Seconds it has run.
-        done, total, unit, eta_s: Progress as the worker told it last; total 0 before it did.
+        done, total, unit, eta_s: Progress as the worker last told it; total is 0 before that.
         message: The one sentence to show when it failed.
-        result: What the worker handed out when it was done.
-        queue_place: Runs before it in its lane; 0 when it is not waiting.
+        result: What the worker returned when it was done.
+        queue_place: How many runs are before it in its lane; 0 when it is not waiting.
     """
 
     id: str
@@ -107,9 +109,9 @@ class Run:
     """A run as the queue keeps it: the view, and what only the queue needs.
 
     Attributes:
-        heard: When its events grew last, by a clock that nobody sets.
-        begun: When it was started, by the same clock; None where another server did.
-        lost: Its folder is gone, and with it the place for its results.
+        heard: When its events last grew, by the monotonic clock.
+        begun: When it was started, by the same clock; None if another server started it.
+        lost: Its folder is gone, so it has no place for its results.
         spoilt: Its record cannot be read.
     """
 
@@ -140,7 +142,7 @@ class Run:
         return replace(view, steps=tuple(self.steps), queue_place=queue_place, wall_s=wall_s)
 
     def ended_at(self) -> float:
-        """Return when it ended, so that the time it took is right though the clock was set."""
+        """Return when it ended; its duration is right even if somebody set the clock meanwhile."""
         if self.view.started is not None and self.begun is not None:
             return self.view.started + time.monotonic() - self.begun
         return time.time()
@@ -168,7 +170,7 @@ def write_record(run: Run) -> None:
         "server_pid": os.getpid(),
         "stop_asked": run.stop_asked is not None,
     }
-    # Never made anew: whoever deletes the folder of a run does not want it back.
+    # The folder is never made again: whoever deletes it does not want it back.
     write_atomically(view.folder / "run.json", json.dumps(document, indent=1), make_folder=False)
 
 
@@ -176,7 +178,7 @@ def read_record(folder: Path) -> Run | None:
     """Read a run from its folder, without its events.
 
     Returns:
-        None where there is no record, as in the folder of a start that never came to be. One that
+        None where there is no record, as in the folder of a start that failed. A record that
         cannot be read gives a failed run that says so.
 
     Raises:
@@ -252,9 +254,9 @@ def _known(word: Any, words: Any) -> Any:
 
 
 def read_events(run: Run) -> None:
-    """Fold the events that came since the last call; a half-written last line waits.
+    """Take in the events since the last call; a half-written last line waits for the next one.
 
-    A file that was emptied or exchanged in between is read from its beginning.
+    If the file was emptied or replaced meanwhile, it is read from its beginning.
 
     Raises:
         OSError: The machine cannot open a file at the moment.
@@ -270,7 +272,7 @@ def read_events(run: Run) -> None:
                 text = file.read(PIECE)
                 whole, newline, _ = text.rpartition(b"\n")
                 if not newline and len(text) == PIECE:
-                    # No event is as long; what it is can be skipped.
+                    # No event is that long, so it can be skipped.
                     whole = text[:-1]
                 elif not newline:
                     return
@@ -325,12 +327,12 @@ def _fold(run: Run, event: Mapping[str, Any]) -> None:
             eta_s=_number(event.get("eta_s")),
         )
     elif kind == "phase":
-        # The numbers so far were those of the part before.
+        # The numbers so far belong to the phase before.
         run.view = replace(run.view, phase=str(event["name"]), done=0, total=0, eta_s=None)
     elif kind == "heartbeat" and run.pid is None and event.get("pid") is not None:
         run.pid = int(event["pid"])
     elif kind == "error":
-        run.error = str(event["message"])
+        run.error = sentence(error_told(event))
     elif kind == "stopped":
         run.saw_stopped = True
     elif kind == "done":
@@ -347,7 +349,7 @@ def _number(value: Any) -> float | None:
 
 
 def is_gone(folder: Path) -> bool:
-    """Whether a folder was deleted; not whether it cannot be reached for a moment."""
+    """Whether a folder was deleted. One that cannot be reached for a moment is not gone."""
     try:
         folder.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -367,15 +369,17 @@ def stop_wanted(run: Run) -> bool:
 
 
 def run_folders(base: Path) -> list[Path]:
-    """Return the folders of all runs of all workspaces, those without a record too.
+    """Return the folders of all runs of all workspaces, including those without a record.
 
     Raises:
         OSError: The machine cannot open a folder at the moment.
     """
-    found: list[Path] = []
-    for space in _inside(base / "workspaces"):
-        found += [each for each in _inside(space / "runs") if RUN_ID.fullmatch(each.name)]
-    return found
+    return [
+        folder
+        for space in _inside(base / "workspaces")
+        for folder in _inside(space / "runs")
+        if RUN_ID.fullmatch(folder.name)
+    ]
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -388,7 +392,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def has_begun(run: Run) -> bool:
-    """Whether its worker has told anything yet."""
+    """Whether its worker has written any event yet."""
     with contextlib.suppress(OSError):
         return (run.view.folder / "events.jsonl").stat().st_size > 0
     return False
@@ -397,9 +401,9 @@ def has_begun(run: Run) -> bool:
 def find_worker(run: Run) -> int | None:
     """Return the process that works on a run, or None.
 
-    Process ids are used again, so the command line must name the run's folder where the system
-    shows it; elsewhere a recent sign of life has to do. Where the id is not known, because the
-    server was ended before it could write it down, all processes are looked through.
+    Systems reuse process ids, so the command line must name the run's folder where it can be read;
+    elsewhere a recent event must do. If the id is not known, because the server was ended before it
+    could write it down, all processes are searched.
 
     Raises:
         OSError: The machine cannot open a file at the moment.
@@ -407,8 +411,8 @@ def find_worker(run: Run) -> int | None:
     if (PROC / "self" / "cmdline").exists():
         if run.pid is not None:
             return run.pid if _works_on(run.pid, run.view.id) else None
-        places = (int(each.name) for each in PROC.iterdir() if each.name.isdigit())
-        return next((pid for pid in places if _works_on(pid, run.view.id)), None)
+        pids = (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+        return next((pid for pid in pids if _works_on(pid, run.view.id)), None)
     read_events(run)
     return run.pid if time.monotonic() - run.heard < HEARTBEAT_LOST_S else None
 
@@ -420,7 +424,7 @@ def _works_on(pid: int, run_id: str) -> bool:
         if error.errno in PASSING:
             raise
         return False
-    # The events' file: a person's editor or pager that looks at the folder is no worker.
+    # By the file of events: an editor or pager that has the folder open is not a worker.
     return any(
         flag == b"--events" and f"/{run_id}/".encode() in value for flag, value in pairwise(words)
     )
@@ -445,7 +449,7 @@ def last_line(path: Path, code: int) -> str | None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written in a run's folder."""
+    """Remove the partial files that a killed process left in a run's folder."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
@@ -454,5 +458,5 @@ def sweep(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove the folder of a start that came to nothing."""
+    """Remove the folder of a start that failed."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,15 +1,15 @@
 """Background runs: lanes of runs for the whole server, one worker process at a time in each.
 
-A worker is the command line itself in a process group of its own, so that a Stop reaches its
-data loaders too and the page's process never trains. What it says goes through a file of events;
-nothing here touches streamlit, because threads have no session.
+A worker is the command line itself in its own process group, so that Stop also reaches its data
+loaders and the page's process never trains. It reports through a file of events. Nothing here
+touches streamlit, because threads have no session.
 
-Hard part: everything may fail at any moment. The server may die while a worker lives: each run's
-folder says everything needed to take it up again. The disk may be full: a lane is let go of
-before anything is saved, and what could not be saved is kept in memory and saved later. There may
-be no thread or process to be had: one keeper looks after all runs, pages do its work where it
-could not be started, and a run that could not be launched waits. Another server may have the
-folder: then this one only looks, until the other is gone.
+The hard part is that everything may fail at any moment. The server may die while a worker lives:
+each run's folder holds everything needed to resume it. The disk may be full: a lane is freed before
+anything is saved, and what could not be saved stays in memory until it can. There may be no thread
+or process left: one keeper looks after all runs, pages do its work if it could not be started, and
+a run that could not be launched waits. Another server may own the folder: then this one only looks
+on until the other is gone.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ AGAIN_S = 1.0
 TERM_AFTER_S = 3.0
 KILL_AFTER_S = 5.0
 LOCK = "server.lock"
-# Below this a disk counts as full: a record would fit, and hardly a result.
+# Below this a disk counts as full: a record would fit, but hardly a result.
 LEAST_FREE = 1_000_000
 
 
@@ -82,7 +82,7 @@ class _Lane:
     slots: int
     waiting: deque[str] = field(default_factory=deque)
     active: list[str] = field(default_factory=list)
-    # When to try again what the machine had no room for, by a clock that nobody sets.
+    # When to retry what the machine had no room for, by the monotonic clock.
     not_before: float = 0.0
     held_by: OSError | None = None
 
@@ -124,7 +124,7 @@ class RunQueue:
             facts: JSON values kept with the run.
 
         Raises:
-            LimberError: Another server has the folder, or the run cannot be written down.
+            LimberError: Another server owns the folder, or the record cannot be written.
         """
         run_id = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         run_folder = folder / "runs" / run_id
@@ -145,7 +145,7 @@ class RunQueue:
             try:
                 run_folder.mkdir(parents=True)
                 run = Run(view=view, argv=tuple(argv(run_folder)))
-                # A run that nobody could find again after a crash is not begun at all.
+                # A run that nobody could find after a crash must not start at all.
                 write_record(run)
             except OSError as error:
                 discard(run_folder)
@@ -168,7 +168,7 @@ class RunQueue:
             with contextlib.suppress(OSError):
                 (run.view.folder / "stop").touch()
             if self._claim is None:
-                # The file is all that another server's run can be told.
+                # The file is the only way to reach a run of another server.
                 return
             if run.view.state == "queued":
                 self._end(run, "stopped", None)
@@ -194,8 +194,7 @@ class RunQueue:
         except OSError:
             return ()
         wanted = [name for name in names if kind is None or name.startswith(f"{kind}-")]
-        found = [self.view(folder, name) for name in wanted]
-        views = [view for view in found if view is not None]
+        views = [view for name in wanted if (view := self.view(folder, name)) is not None]
         return tuple(sorted(views, key=lambda view: (view.number, view.created), reverse=True))
 
     def live(self) -> tuple[RunView, ...]:
@@ -207,18 +206,18 @@ class RunQueue:
                 self._look_around()
             running = [name for lane in self._lanes.values() for name in lane.active]
             waiting = [name for lane in self._lanes.values() for name in lane.waiting]
-            found = [self._runs[name] for name in (*running, *waiting)]
-            return tuple(run.snapshot(self._place(run)) for run in found)
+            live = [self._runs[name] for name in (*running, *waiting)]
+            return tuple(run.snapshot(self._place(run)) for run in live)
 
     def troubles(self) -> tuple[str, ...]:
-        """Return what every page should say: a full disk, another server, no locks; often none."""
+        """Return what every page should say: a full disk, another server; usually nothing."""
         with self._lock:
             self.recover()
             said: list[str] = []
             for run_id, error in self._unsaved.items():
                 said.append(
-                    f"{trouble(error, self._runs[run_id].view.folder)} What the runs do is kept in "
-                    "memory and saved as soon as there is room."
+                    f"{trouble(error, self._runs[run_id].view.folder)} The state of the runs is "
+                    "kept in memory and saved as soon as there is room."
                 )
                 break
             for lane in self._lanes.values():
@@ -231,22 +230,22 @@ class RunQueue:
                 said.append(self._elsewhere())
             elif not self._claim.locked:
                 said.append(
-                    f'The file system of "{home()}" has no locks. Do not open a second Limber on '
+                    f'The file system of "{home()}" has no locks. Do not start a second Limber on '
                     "this folder."
                 )
             return tuple(said)
 
-    # Whose folder it is
+    # Who owns the folder
 
     def recover(self, *, again: bool = False, address: str = "") -> None:
-        """Take the folder if nobody has it, and then take up what its last owner left.
+        """Take the folder if nobody owns it, and resume what its last owner left.
 
-        Workers that outlived their server are adopted, runs that waited wait again, and those
-        whose worker is gone are marked. Cheap when repeated.
+        Workers that outlived their server are adopted, runs that waited wait again, and runs whose
+        worker is gone are marked as ended. Cheap when repeated.
 
         Args:
-            again: Ask at once, though another server had the folder a moment ago.
-            address: Where a browser finds this server, for another server's pages to say.
+            again: Ask at once, even if another server owned the folder a moment ago.
+            address: Where a browser finds this server; another server's pages show it.
         """
         base = home()
         with self._lock:
@@ -264,13 +263,13 @@ class RunQueue:
             self._claim, self._holder, self._refused = None, None, None
             try:
                 base.mkdir(parents=True, exist_ok=True)
-                found = take(base / LOCK, what="", address=self._address, must_sign=False)
-                if isinstance(found, Holder):
-                    self._holder = found
-                    if found != before:
-                        log.warning("%s belongs to %s", base, found.words())
+                taken = take(base / LOCK, what="", address=self._address, must_sign=False)
+                if isinstance(taken, Holder):
+                    self._holder = taken
+                    if taken != before:
+                        log.warning("%s belongs to %s", base, taken.words())
                     return
-                self._claim = found
+                self._claim = taken
                 self._take_up(base)
             except OSError as error:
                 if self._claim is not None:
@@ -278,7 +277,7 @@ class RunQueue:
                 self._claim, self._refused = None, error
 
     def close(self) -> None:
-        """Let go of the folder, as the end of this process would; workers go on."""
+        """Release the folder, as the end of this process would; workers go on."""
         with self._lock:
             if self._claim is not None:
                 self._claim.release()
@@ -294,32 +293,31 @@ class RunQueue:
             return f"{trouble(self._refused, home() / LOCK)} No run can be started until then."
         holder = (self._holder or Holder()).words()
         return (
-            f'Another Limber ({holder}) has the folder "{home()}". Its runs can be watched and '
-            "stopped here; start new ones there, or start this one with another folder in "
-            "LIMBER_HOME."
+            f'Another Limber ({holder}) has the folder "{home()}". You can watch and stop its runs '
+            "here; start new ones there, or start this Limber with another folder in LIMBER_HOME."
         )
 
     def _take_up(self, base: Path) -> None:
         own = {name for lane in self._lanes.values() for name in (*lane.active, *lane.waiting)}
         for run_id in [name for name, run in self._runs.items() if run.view.live]:
-            # Seen while another server had it.
+            # It was read while another server owned the folder.
             if run_id not in own or self._runs[run_id].process is None:
                 self._forget(run_id)
-        found = [read_record(path) for path in run_folders(base)]
-        known = [run for run in found if run is not None and run.view.id not in self._runs]
-        self._number = max([self._number, *(run.view.number for run in known)])
-        for run in sorted(known, key=lambda run: (run.view.number, run.view.created)):
+        records = [read_record(path) for path in run_folders(base)]
+        unknown = [run for run in records if run is not None and run.view.id not in self._runs]
+        self._number = max([self._number, *(run.view.number for run in unknown)])
+        for run in sorted(unknown, key=lambda run: (run.view.number, run.view.created)):
             if run.view.live or run.spoilt:
                 self._resume(run)
         self._fill()
         self._keep()
 
     def _resume(self, run: Run) -> None:
-        """Take up a run that had not ended when it was last written down."""
+        """Resume a run that had not ended when its record was last written."""
         read_events(run)
         pid = find_worker(run)
         if pid is not None:
-            # Even where the record was spoilt meanwhile: somebody is at work.
+            # Even if the record was damaged meanwhile: a worker is running.
             self._runs[run.view.id] = run
             if run.spoilt or run.view.state == "queued":
                 run.view = replace(
@@ -337,13 +335,13 @@ class RunQueue:
                 self._conclude(run, None)
 
     def _look(self, folder: Path, known: Run | None) -> Run | None:
-        """Return a run as its folder tells it, keeping the events that were read already."""
+        """Return a run as its folder describes it, keeping the events that were already read."""
         try:
             run = read_record(folder)
             if run is None or run.spoilt:
                 return run
             if self._claim is not None and run.view.live:
-                # Brought here by hand while this server had the folder.
+                # Somebody copied it here while this server owned the folder.
                 self._resume(run)
                 return run
             if known is None:
@@ -365,11 +363,11 @@ class RunQueue:
         return run
 
     def _look_around(self) -> None:
-        """See what another server's lanes hold."""
+        """Read what another server's lanes hold."""
         for lane in self._lanes.values():
             lane.active.clear()
             lane.waiting.clear()
-        found = []
+        live = []
         try:
             folders = run_folders(home())
         except OSError:
@@ -379,8 +377,8 @@ class RunQueue:
             if known is None or known.view.live:
                 run = self._look(path, known)
                 if run is not None and run.view.live:
-                    found.append(run)
-        for run in sorted(found, key=lambda run: run.view.number):
+                    live.append(run)
+        for run in sorted(live, key=lambda run: run.view.number):
             lane = self._lane(run)
             (lane.waiting if run.view.state == "queued" else lane.active).append(run.view.id)
 
@@ -424,7 +422,7 @@ class RunQueue:
                     break
 
     def _begin(self, run: Run) -> OSError | None:
-        """Launch the worker of a waiting run; return what it must wait for, or None."""
+        """Launch the worker of a waiting run; return the error that makes it wait, or None."""
         folder = run.view.folder
         if is_gone(folder):
             self._end(run, "failed", "The run's folder was deleted before it began.")
@@ -433,7 +431,7 @@ class RunQueue:
             self._end(run, "stopped", None)
             return None
         try:
-            # A worker that could not even write this down would fail at once, and all after it.
+            # If this cannot be written, the worker would fail at once, and so would all after it.
             write_record(run)
             with (
                 (folder / "stdout.log").open("wb") as out,
@@ -469,14 +467,14 @@ class RunQueue:
     # Looking after what runs
 
     def _keep(self) -> None:
-        """See to it that the keeper is at work while there is anything to look after."""
+        """Make sure that the keeper runs while there is anything to look after."""
         if not self._busy() or self._kept():
             return
         self._keeper = threading.Thread(target=self._keep_on, daemon=True, name="runs")
         try:
             self._keeper.start()
         except RuntimeError:
-            # No thread to be had: pages look after the runs whenever they ask, and try again.
+            # No thread left: pages look after the runs whenever they ask, and try again.
             self._keeper = None
 
     def _kept(self) -> bool:
@@ -494,7 +492,7 @@ class RunQueue:
                 try:
                     self._tend()
                 except Exception:
-                    log.exception("the runs could not be looked after")
+                    log.exception("looking after the runs failed")
                 if not self._busy():
                     self._keeper = None
                     return
@@ -533,7 +531,7 @@ class RunQueue:
             self._conclude(run, code)
             return
         if not run.lost and is_gone(run.view.folder):
-            # What it finds out would have no place.
+            # Its results would have no place.
             run.lost = True
             signal_group(run, kill=False)
         if run.stop_asked is None and (run.lost or stop_wanted(run)):
@@ -560,10 +558,10 @@ class RunQueue:
 
         Args:
             run: The run.
-            code: The worker's exit code; None where it was another server's child.
+            code: The worker's exit code; None if another server had started it.
         """
         read_events(run)
-        # A worker whose folder goes before it has opened its events ends by itself.
+        # A worker ends by itself if its folder goes before it has opened its events.
         if run.lost or is_gone(run.view.folder):
             self._end(run, "failed", "The run's folder was deleted while it ran.")
         elif run.error is not None and not run.stop_asked:
@@ -574,13 +572,13 @@ class RunQueue:
             # Events may be lost on a full disk; an exit code never is.
             self._end(run, "done", None)
         elif code is None:
-            self._end(run, "failed", "The program was closed and the worker ended with it.")
+            self._end(run, "failed", "The program was closed, and the worker ended with it.")
         elif code < 0:
             self._end(
                 run,
                 "failed",
-                "The worker was ended from outside. The machine may have "
-                "run out of memory: try a smaller batch or smaller images.",
+                "The worker was ended from outside. The machine may have run out of memory: try "
+                "smaller batches or smaller images.",
             )
         else:
             self._end(run, "failed", _why(run, code))
@@ -588,7 +586,7 @@ class RunQueue:
     def _end(self, run: Run, state: RunState, message: str | None) -> None:
         run.view = replace(run.view, state=state, message=message, ended=run.ended_at(), eta_s=None)
         run.process = None
-        # Let go of before anything is saved: no disk may hold up the runs behind it.
+        # Before anything is saved: a slow or full disk must not hold up the runs behind it.
         lane = self._lane(run)
         for names in (lane.waiting, lane.active):
             with contextlib.suppress(ValueError):
@@ -597,9 +595,9 @@ class RunQueue:
         sweep(run.view.folder)
 
     def _save(self, run: Run) -> None:
-        """Write a run's record now, or as soon as the disk lets us."""
+        """Write a run's record now, or as soon as the disk allows."""
         if run.spoilt:
-            # Somebody may want to mend it.
+            # Somebody may want to repair the damaged record.
             return
         try:
             write_record(run)
@@ -622,13 +620,13 @@ def _waits_for(error: OSError) -> str:
 
 
 def _why(run: Run, code: int) -> str:
-    """Return why a worker ended that told nothing through its events."""
+    """Return why a worker ended whose events do not say so."""
     said = last_line(run.view.folder / "stderr.log", code)
     if said is not None:
         return said
     free = free_bytes(run.view.folder)
     if code == 2 and free is not None and free < LEAST_FREE:
-        # What it had to say found no room either.
+        # There was no room for its own message either.
         return trouble(OSError(errno.ENOSPC, ""), run.view.folder)
     return (
         f"The worker ended unexpectedly (exit code {code}). Its log: "

@@ -1,6 +1,6 @@
-"""This session: its workspace, the message left for its next run, and what happens to errors.
+"""This session: its workspace, the message for its next run, and what happens to errors.
 
-Everything a person decides goes to the workspace; session state holds only its id and a
+Everything that a person decides goes into the workspace. Session state holds only its id and a
 message for the next run of the page.
 """
 
@@ -22,8 +22,7 @@ import streamlit as st
 from core.errors import LimberError
 from core.files.disk import no_room, settle_temporary_folder, trouble
 from dashboard import words
-from dashboard.store import inspection
-from dashboard.store.runs import queue
+from dashboard.store import inspection, runs
 from dashboard.store.values import model_entries
 from dashboard.store.workspace import Workspace, exists, home, new_id, workspace
 
@@ -37,12 +36,12 @@ P = ParamSpec("P")
 
 
 def open_session() -> Workspace:
-    """Find the workspace of the address, or start one, and put its id into the address.
+    """Find the workspace that the address names, or start one, and put its id into the address.
 
-    The id is set again at every run, because the address loses it on a switch of pages.
+    The id is set again at every run, because the address loses it when the page changes.
     """
     _start_once(home())
-    queue.recover(
+    runs.queue.recover(
         address=f"http://{st.get_option('server.address') or socket.gethostname()}"
         f":{st.get_option('server.port')}"
     )
@@ -72,37 +71,37 @@ def asks_login() -> bool:
 
 
 def set_pulse(beat: Callable[[], object]) -> None:
-    """Say what touches the page while this script waits for a worker.
+    """Set what touches the page while this script waits for a worker.
 
-    Touching it is how Streamlit stops a script whose page is gone or goes on to something else.
+    When a script touches its page, Streamlit can stop it if the page is gone or has moved on.
     """
     inspection.pulse.set(beat)
 
 
 def open_workspace(workspace_id: str | None) -> None:
-    """Go on with an earlier workspace, or with a new one, as if the page had just been opened.
+    """Go on with an earlier workspace or a new one, as if the page had just been opened.
 
     Args:
-        workspace_id: Which; None starts a new one.
+        workspace_id: The earlier workspace; None starts a new one.
     """
     if workspace_id is not None and not exists(workspace_id):
         notice("info", "That work is no longer on this machine.")
         return
-    # What fields and pages remember belongs to the work that is left.
+    # What fields and pages remember belongs to the old workspace.
     st.session_state.clear()
     st.session_state[WORKSPACE_KEY] = st.query_params["w"] = workspace_id or new_id()
 
 
 def current() -> Workspace:
-    """Return the workspace of this session; `open_session` came first."""
+    """Return the workspace of this session; call `open_session` first."""
     return workspace(st.session_state[WORKSPACE_KEY])
 
 
 class _Log(logging.handlers.RotatingFileHandler):
-    """A log that does without a line where the disk has no room for it."""
+    """A log that drops a line when the disk has no room for it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Say it to the terminal in a line instead."""
+        """Print the line to the terminal instead."""
         with suppress(OSError):
             print(f"{record.levelname} {record.name} {record.getMessage()}", file=sys.stderr)
 
@@ -110,15 +109,15 @@ class _Log(logging.handlers.RotatingFileHandler):
 @functools.cache
 def _start_once(folder: Path) -> None:
     settle_temporary_folder()
-    # Opened at the first line, so that a disk without room keeps no page from opening.
+    # Opened at the first line, so that a full disk does not stop a page from opening.
     handler = _Log(
         folder / LOG_NAME, maxBytes=1_000_000, backupCount=1, encoding="utf-8", delay=True
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     log.addHandler(handler)
-    # The libraries take seconds to import. Doing it beside the first page keeps that page and
-    # the answer to a name that needs a network inside their few seconds. Without a thread to be
-    # had the page that needs them waits.
+    # The libraries take seconds to import. Importing them while the first page is drawn keeps that
+    # page fast, and the answer to a name that needs the internet. If no thread is left, the page
+    # that needs them waits.
     with suppress(RuntimeError):
         threading.Thread(target=_warm, daemon=True, name="warm").start()
 
@@ -131,7 +130,7 @@ def _warm() -> None:
 
 
 def log_path() -> Path:
-    """Return where unforeseen errors are written."""
+    """Return the file that unforeseen errors are written to."""
     return home() / LOG_NAME
 
 
@@ -147,9 +146,9 @@ def take_notice() -> tuple[str, str] | None:
 
 
 def troubles() -> tuple[str, ...]:
-    """Return what every page should say: a full disk, another server; nothing on a good day."""
+    """Return what every page should say: a full disk, another server; usually nothing."""
     own = current().trouble
-    return tuple(dict.fromkeys([*([] if own is None else [own]), *queue.troubles()]))
+    return tuple(dict.fromkeys([*([] if own is None else [own]), *runs.queue.troubles()]))
 
 
 def _unforeseen(error: Exception) -> str:
@@ -158,13 +157,13 @@ def _unforeseen(error: Exception) -> str:
         return f"{trouble(error, Path(named) if isinstance(named, str) else home())}"
     log.error("unforeseen error", exc_info=error)
     return (
-        f"Something in Limber itself went wrong ({type(error).__name__}). What you decided is "
-        f"kept; reload the page to go on. Details are in {log_path()}."
+        f"Something in Limber itself went wrong ({type(error).__name__}). Your choices are kept; "
+        f"reload the page to go on. Details are in {log_path()}."
     )
 
 
 def guarded(draw: Callable[P, None]) -> Callable[P, None]:
-    """Draw, and show a sentence instead of a traceback where that fails."""
+    """Draw, and show a sentence instead of a traceback if that fails."""
 
     @functools.wraps(draw)
     def safely(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -179,7 +178,7 @@ def guarded(draw: Callable[P, None]) -> Callable[P, None]:
 
 
 def act(callback: Callable[P, None]) -> Callable[P, None]:
-    """Run a widget's callback, and leave a sentence where that fails."""
+    """Run a widget's callback, and leave a sentence for the next run if that fails."""
 
     @functools.wraps(callback)
     def safely(*args: P.args, **kwargs: P.kwargs) -> None:

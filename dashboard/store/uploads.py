@@ -1,6 +1,6 @@
 """Uploaded files on disk: kept while something needs them, removed when refused or replaced.
 
-The folder of a file is named after its content, so that the same upload is the same choice again:
+A file's folder is named after its content, so uploading the same file again gives the same choice:
 its picks and measurements are found, and nothing is inspected twice.
 """
 
@@ -31,17 +31,17 @@ _lock = threading.Lock()
 def upload(space: Workspace, kind: Kind, name: str, content: memoryview) -> Iterator[Path]:
     """Store an upload, yield its path, and afterwards remove what nothing needs any more.
 
-    Within the block it may become the choice. If it does not, its file is removed; if it does,
-    the upload that it replaces is, unless a run still reads it.
+    Within the block the upload may become the choice. If it does not, its file is removed. If it
+    does, the upload that it replaces is removed, unless a run still reads that one.
 
     Args:
-        space: Whose upload it is.
-        kind: What it is for; uploads of the other kind are left alone.
-        name: As the browser called it; reduced to harmless letters.
+        space: The workspace that gets it.
+        kind: What it is for; uploads of the other kind are not touched.
+        name: What the browser called it; reduced to harmless letters.
         content: The file.
 
     Raises:
-        LimberError: The disk takes it not.
+        LimberError: The disk cannot take it.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).lstrip(".")[-NAME_LETTERS:]
     digest = hashlib.sha256(content).hexdigest()[:DIGEST_LETTERS]

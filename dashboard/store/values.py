@@ -1,6 +1,6 @@
 """Values of the core, made once and shared by all sessions: lists, outlines, images.
 
-What ships with Limber and the names of timm and torchvision are opened here; whatever a person
+What ships with Limber, and networks of timm and torchvision, are opened here. What a person
 uploaded or named by a path is opened by a worker within limits, whose answer is kept.
 """
 
@@ -30,10 +30,11 @@ from dashboard.store.memo import Memo
 from dashboard.store.workspace import Choice
 
 if TYPE_CHECKING:
+    from core.catalogue.checks import Preset
     from core.catalogue.metrics import MetricInfo
-    from core.edit.draws import SchemeInfo
-    from core.judge import Preset
-    from core.plan import PlanSize, RuleInfo
+    from core.catalogue.rules import RuleInfo
+    from core.catalogue.schemes import SchemeInfo
+    from core.plan.making import PlanSize
 
 _lists: Memo[Any] = Memo(max_entries=8)
 _outlines: Memo[ModelOutline] = Memo(max_entries=8)
@@ -47,7 +48,7 @@ def model_entries() -> tuple[ModelEntry, ...]:
 
 
 def dataset_entries() -> tuple[DatasetEntry, ...]:
-    """Return the data sets that are known by name."""
+    """Return the data sets that have a name."""
     return tuple(_lists.get("datasets", core.list_datasets))
 
 
@@ -57,23 +58,23 @@ def metric_infos() -> tuple[MetricInfo, ...]:
 
 
 def presets() -> tuple[Preset, ...]:
-    """Return every set of rules that findings can be made by."""
+    """Return every set of checks that can make the findings."""
     return tuple(_lists.get("presets", core.list_presets))
 
 
 def rule_infos() -> tuple[RuleInfo, ...]:
-    """Return every rule that chooses what is reset, but the one by hand."""
-    found = _lists.get("rules", core.list_rules)
-    return tuple(rule for rule in found if rule.name != "by-hand")
+    """Return every rule that chooses what is reset, except picking by hand."""
+    rules = _lists.get("rules", core.list_rules)
+    return tuple(rule for rule in rules if rule.name != "by-hand")
 
 
 def scheme_infos() -> tuple[SchemeInfo, ...]:
-    """Return every scheme that new values can be drawn by."""
+    """Return every scheme that can draw new values."""
     return tuple(_lists.get("schemes", core.list_schemes))
 
 
 def changed_at(path: str | None) -> float | None:
-    """Return when the file or folder was last written to; None where there is none."""
+    """Return when the file or folder was last written to; None if there is none."""
     try:
         return Path(path).stat().st_mtime if path else None
     except OSError:
@@ -84,7 +85,7 @@ def model_spec(choice: Choice) -> ModelSpec:
     """Return which network the choice means.
 
     Raises:
-        LimberError: There is none, or its file is none that a page may name.
+        LimberError: There is no such network, or a page may not name its file.
     """
     if choice.checkpoint is not None:
         roots.permitted_path(choice.checkpoint)
@@ -95,7 +96,7 @@ def data_spec(choice: Choice) -> DataSpec:
     """Return which images the choice means.
 
     Raises:
-        LimberError: There are none, or it is a path that a page may not name.
+        LimberError: There are no such images, or a page may not name their path.
     """
     permitted_data(choice.data)
     return core.resolve_data(choice.data)
@@ -115,13 +116,13 @@ def _embedded_sets() -> frozenset[str]:
 
 
 def _mark(path: str | None) -> Hashable:
-    """Return what changes whenever the file does; of a folder, when its own entries do."""
+    """Return a mark that changes with the file; for a folder, with its own entries."""
     try:
-        found = Path(path).stat() if path else None
+        state = Path(path).stat() if path else None
     except (OSError, ValueError):
         return None
-    # The time of the last change of the entry cannot be set back, unlike that of its content.
-    return found and (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    # Unlike the time of its content, the time of the entry itself (ctime) cannot be set back.
+    return state and (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def _data_key(choice: Choice) -> tuple[Hashable, ...]:
@@ -137,17 +138,17 @@ def data_outline(choice: Choice) -> DataOutline:
 
 
 def look_at_data(choice: Choice, preprocessing: Preprocessing, count: int) -> None:
-    """Find out whether images can be had, some of them decoded, before they become the choice.
+    """Try the images, and decode some of them, before they become the choice.
 
-    Outline and pictures are then at hand, so that the page does not wait for them again.
+    Outline and pictures are then in the cache, so the page does not wait for them again.
 
     Args:
-        choice: With the images in question.
+        choice: Names the images.
         preprocessing: Size and resizing of the pictures.
-        count: How many.
+        count: How many pictures to decode.
 
     Raises:
-        LimberError: They cannot; the message names the file or image.
+        LimberError: They cannot be used; the message names the file or image.
     """
     data_key, image_key = _data_key(choice), _image_key(choice, preprocessing, count)
     if data_spec(choice).source == "embedded":
@@ -155,12 +156,12 @@ def look_at_data(choice: Choice, preprocessing: Preprocessing, count: int) -> No
         return
     if _data.peek(data_key) is not None and _images.peek(image_key) is not None:
         return
-    found = _inspect_data(choice.data, preprocessing, count)
-    # A person asked again: what was refused a moment ago counts no more.
+    answer = _inspect_data(choice.data, preprocessing, count)
+    # A person asked again, so an earlier refusal no longer counts.
     _data.forget_refusal(data_key)
     _images.forget_refusal(image_key)
-    _data.get(data_key, lambda: _outline_from(found))
-    _images.get(image_key, lambda: _pictures_from(found))
+    _data.get(data_key, lambda: _outline_from(answer))
+    _images.get(image_key, lambda: _pictures_from(answer))
 
 
 def _inspect_data(
@@ -173,12 +174,12 @@ def _inspect_data(
     return inspection.inspect(arguments, files=[Path(name)])
 
 
-def _outline_from(found: Mapping[str, Any]) -> DataOutline:
-    return DataOutline.model_validate_json(json.dumps(found["data"]))
+def _outline_from(answer: Mapping[str, Any]) -> DataOutline:
+    return DataOutline.model_validate_json(json.dumps(answer["data"]))
 
 
-def _pictures_from(found: Mapping[str, Any]) -> tuple[SampleImage, ...]:
-    return tuple(map(inspection.sample_image, found["images"]))
+def _pictures_from(answer: Mapping[str, Any]) -> tuple[SampleImage, ...]:
+    return tuple(map(inspection.sample_image, answer["images"]))
 
 
 def _model_key(choice: Choice, classes: int) -> Hashable:
@@ -190,7 +191,7 @@ def model_outline(choice: Choice, *, again: bool = False) -> ModelOutline:
 
     Args:
         choice: Network and data.
-        again: Try even if the same was refused a moment ago.
+        again: Try even if the same choice was refused a moment ago.
     """
     classes = len(data_outline(choice).classes)
     spec = model_spec(choice)
@@ -204,12 +205,12 @@ def model_outline(choice: Choice, *, again: bool = False) -> ModelOutline:
 
 def _inspect_model(model: str, checkpoint: str, classes: int) -> ModelOutline:
     arguments = [f"--model={model}", f"--checkpoint={checkpoint}", f"--classes={classes}"]
-    found = inspection.inspect(arguments, files=[Path(checkpoint)])
-    return ModelOutline.model_validate_json(json.dumps(found["model"]))
+    answer = inspection.inspect(arguments, files=[Path(checkpoint)])
+    return ModelOutline.model_validate_json(json.dumps(answer["model"]))
 
 
 def outline_if_ready(choice: Choice) -> tuple[ModelOutline | None, DataOutline | None]:
-    """Return what is known already, without loading anything."""
+    """Return what is already known, without loading anything."""
     data = _data.peek(_data_key(choice))
     if data is None:
         return None, None
@@ -238,10 +239,10 @@ def images(choice: Choice, preprocessing: Preprocessing, count: int) -> tuple[Sa
 
 
 def read_plan(text: bytes, companion: bytes | None) -> ReinitPlan:
-    """Return a plan that was uploaded, once a worker has read the same bytes within its limits.
+    """Return an uploaded plan, after a worker has read the same bytes within its limits.
 
     Raises:
-        LimberError: It is none; the message names the key or the file.
+        LimberError: It is not a plan; the message names the key or the file.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "plan.json"]

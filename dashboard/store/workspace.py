@@ -1,10 +1,11 @@
-"""What a person has decided, on disk, so that a reload or a second tab finds it again.
+"""What a person has decided, kept on disk so that a reload or a second tab finds it again.
 
-A workspace is a folder with one JSON file. Session state dies with the browser tab; this does
-not. Files are written beside their final name and renamed, so a reader never sees half of one.
+A workspace is a folder with one JSON file. Session state dies with the browser tab; the workspace
+does not. Files are written under a temporary name and then renamed, so a reader never sees half of
+one.
 
-Two servers may have the same folder open, and a disk may be full. So a change is made to what the
-file holds now, by one process at a time, and what cannot be written stays in memory until it can.
+Two servers may have the same folder open, and a disk may be full. So a change applies to what the
+file holds now, one process at a time, and what cannot be written stays in memory until it can.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from core.records import Pattern
 ROOT = Path(__file__).resolve().parents[2]
 WORKSPACE_ID = re.compile(r"[0-9a-f]{16}")
 UNDO_STEPS = 100
-# How long a change waits for another server's, and for room on a disk that had none.
+# How long a change waits for another server's change, and how often a full disk is tried again.
 PATIENCE_S = 1.0
 AGAIN_S = 1.0
 
@@ -40,7 +41,7 @@ class _Value(BaseModel):
 
 
 class Choice(_Value):
-    """The network and the images, in the words the command line takes."""
+    """The network and the images, as the command line takes them."""
 
     model: str = "tf_efficientnet_lite0"
     weights: Literal["pretrained", "none"] = "pretrained"
@@ -49,15 +50,19 @@ class Choice(_Value):
 
     @property
     def model_key(self) -> str:
-        """What the layer names depend on: picks are kept for each."""
+        """What the layer names depend on; each key has its own picks."""
         return f"{self.model}|{self.weights}|{self.checkpoint or ''}"
 
 
 class MeasureOptions(_Value):
-    """How to measure; `image_size` None is the model's own short-run size."""
+    """How to measure.
+
+    `batch_size` None leaves it to the core, `image_size` None means the network's own size for
+    short runs.
+    """
 
     samples: int = 128
-    batch_size: int = 32
+    batch_size: int | None = None
     image_size: int | None = None
     device: str = "auto"
     dtype: str = "float32"
@@ -66,7 +71,7 @@ class MeasureOptions(_Value):
 
 
 class Judging(_Value):
-    """By what the findings are made: a set of rules, and the limits that differ from its own."""
+    """What makes the findings: a preset of checks, and the limits that differ from its own."""
 
     preset: str = "limber"
     thresholds: dict[str, float] = {}
@@ -102,7 +107,7 @@ class Picks(_Value):
 
 
 class PickHistory(_Value):
-    """The selection and what it was before, newest last."""
+    """The present selection and the earlier ones, newest last."""
 
     now: Picks = Picks()
     past: tuple[Picks, ...] = ()
@@ -127,7 +132,7 @@ def _reset_or_frozen(now: Picks, changes: dict[str, Any]) -> tuple[str, ...]:
         if both:
             changes["freeze"] = tuple(name for name in now.freeze if name not in both)
         return both
-    # Those that both were before stay so: a person loaded them like that.
+    # Layers that already were both stay so: a person loaded such a plan.
     wanted = set(changes["freeze"]) - set(now.freeze)
     both = tuple(name for name in now.layers if name in wanted)
     if now.plan_file is not None:
@@ -147,8 +152,8 @@ def write_atomically(path: Path, text: str, *, make_folder: bool = True) -> None
 
     Args:
         path: The file.
-        text: All that it shall hold.
-        make_folder: Whether to make its folder where that is missing.
+        text: Its whole new content.
+        make_folder: Whether to make its folder if that is missing.
 
     Raises:
         OSError: It cannot be written; nothing is left of the attempt.
@@ -190,17 +195,17 @@ class Workspace:
 
     @property
     def trouble(self) -> str | None:
-        """Why what was decided is not on disk, in a sentence; None when it is."""
+        """A sentence on why the latest decisions are not on disk; None when they are."""
         error = self._unsaved
         if error is None:
             return None
         return (
-            f"{trouble(error, self._file)} What you decide is kept in memory and saved as soon as "
+            f"{trouble(error, self._file)} Your choices are kept in memory and saved as soon as "
             "that is possible."
         )
 
     def refresh(self) -> None:
-        """Read the file again where another server changed it; save what could not be saved."""
+        """Read the file again if another server changed it; save what could not be saved before."""
         with self._lock:
             if self._unsaved is None:
                 if self._stamp_now() not in (None, self._stamp):
@@ -212,7 +217,7 @@ class Workspace:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Hold the file against other threads and servers, and begin with what it holds now."""
+        """Keep other threads and servers out, and begin with what the file holds now."""
         with self._lock:
             if self._depth:
                 yield
@@ -227,10 +232,10 @@ class Workspace:
 
     def _stamp_now(self) -> tuple[int, ...] | None:
         try:
-            found = self._file.stat()
+            state = self._file.stat()
         except OSError:
             return None
-        return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+        return (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size)
 
     def _read(self) -> None:
         stamp = self._stamp_now()
@@ -239,11 +244,11 @@ class Workspace:
         except FileNotFoundError:
             return
         except OSError as error:
-            # It may be readable in a moment, and is not written over until then.
+            # It may be readable in a moment, and is not overwritten until then.
             self._unsaved = error
             return
         except (ValueError, RecursionError):
-            # A damaged file is set aside, not overwritten: somebody may want to mend it.
+            # A damaged file is set aside, not overwritten: somebody may want to repair it.
             with suppress(OSError):
                 self._file.replace(self._file.with_suffix(".damaged.json"))
             self._stamp = None
@@ -256,7 +261,7 @@ class Workspace:
     def _write(self) -> None:
         self._tried_at = time.monotonic()
         if self._unsaved is not None and self._stamp_now() not in (None, self._stamp):
-            # There is a file that we could not read.
+            # There is a file that could not be read.
             return
         try:
             write_atomically(self._file, self._state.model_dump_json(indent=1))
@@ -275,7 +280,7 @@ class Workspace:
 
     @property
     def name(self) -> str:
-        """What a person calls this work; empty until they do."""
+        """What a person calls this work; empty until they name it."""
         return self._state.name
 
     def set_name(self, name: str) -> None:
@@ -290,7 +295,7 @@ class Workspace:
     def choose(self, **changes: Any) -> None:
         """Change parts of the choice.
 
-        Image sizes and learning rates suit one network, so another goes back to its defaults.
+        Image sizes and learning rates suit one network, so a new network starts with its defaults.
         """
         with self._changing():
             state = self._state
@@ -313,16 +318,16 @@ class Workspace:
 
     @property
     def judging(self) -> Judging:
-        """By what the findings are made."""
+        """The checks and limits that make the findings."""
         return self._state.judging
 
     def set_judging(self, judging: Judging) -> None:
-        """Keep by what the findings are made."""
+        """Keep the checks and limits that make the findings."""
         self._change(judging=judging)
 
     @property
     def train_options(self) -> TrainOptions | None:
-        """How to fine-tune; None until a person said so for this network."""
+        """How to fine-tune; None until a person has set it for this network."""
         return self._state.train
 
     def set_train(self, options: TrainOptions) -> None:
@@ -343,14 +348,14 @@ class Workspace:
         return bool(self._history().past)
 
     def change_picks(self, **changes: Any) -> tuple[str, ...]:
-        """Change parts of the selection; the state before it can be brought back by `undo`.
+        """Change parts of the selection; `undo` brings back the state before.
 
-        A layer is reset or frozen, not both: it would stay random however long one trains. What is
-        asked for last wins, but for a plan of parts, which no layer can be taken out of. Only a
-        change that names both at once, as a plan that is loaded does, is taken as it is.
+        A layer is reset or frozen, never both: it would stay random however long it trains. The
+        latest request wins, except against a plan of units or weights, which cannot lose a layer.
+        A change that names both at once, as a loaded plan does, is taken as it is.
 
-        Typing in a number field makes a change a step, which nobody wants to undo one by one,
-        so changes to anything but the layers replace each other until layers change again.
+        Typing in a number field makes many changes, and nobody wants to undo them one by one. So
+        changes to anything but the layers replace each other until the layers change again.
 
         Returns:
             The layers that gave way: no longer frozen, no longer picked, or not frozen after all.
@@ -363,7 +368,7 @@ class Workspace:
             if set(changes) & {"layers", "patterns", "scheme", "scheme_parameters", "seed"}:
                 changes.setdefault("plan_file", None)
             if history.now.plan_file is not None and changes.get("plan_file", "") is None:
-                # A rule's scheme and name say nothing of what is picked by hand after it.
+                # A rule's scheme and name do not describe what is picked by hand after it.
                 for key in ("scheme", "scheme_parameters", "seed", "name"):
                     changes.setdefault(key, getattr(Picks(), key))
             after = history.now.model_copy(update=changes)
@@ -393,23 +398,25 @@ class Workspace:
 
 
 def _merged(base: WorkspaceState, mine: WorkspaceState, theirs: WorkspaceState) -> WorkspaceState:
-    """Return what another server wrote, with what was changed here meanwhile and not yet saved."""
+    """Return what another server wrote, plus what was changed here meanwhile and not yet saved."""
     changes: dict[str, Any] = {
         name: value
         for name in WorkspaceState.model_fields
         if (value := getattr(mine, name)) != getattr(base, name)
     }
     if "picks" in changes:
-        own = {key: each for key, each in mine.picks.items() if each != base.picks.get(key)}
+        own = {
+            key: history for key, history in mine.picks.items() if history != base.picks.get(key)
+        }
         changes["picks"] = {**theirs.picks, **own}
     return theirs.model_copy(update=changes)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other servers out of a workspace for the moment a change takes.
+    """Keep other servers out of a workspace while a change is made.
 
-    Where that is not possible, on a full disk or without locks, the change is made all the same.
+    If that is not possible, on a full disk or without locks, the change is made all the same.
     """
     handle = None
     with suppress(OSError):
@@ -440,7 +447,7 @@ def exists(workspace_id: str) -> bool:
         return False
     folder = home() / "workspaces" / workspace_id
     with _open_lock:
-        # On a full disk one may be in memory alone.
+        # On a full disk a workspace may exist only in memory.
         known = _open.get(workspace_id)
         if known is not None and known.folder == folder and known.trouble is not None:
             return True

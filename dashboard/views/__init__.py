@@ -1,1 +1,1 @@
-"""One page a file, run by `st.navigation`; none of them imports another."""
+"""One file per page, run by `st.navigation`; none of them imports another."""

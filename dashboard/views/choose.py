@@ -7,7 +7,7 @@ import base64
 import streamlit as st
 
 from core.errors import LimberError
-from core.records import Preprocessing
+from core.records import DataOutline, Preprocessing, SampleImage
 from dashboard import charts, frame, plot, recent, store, uploading, words
 
 SHOWN_IMAGES = 8
@@ -88,8 +88,8 @@ def _card(title: str, lines: list[str], *, chosen: bool, key: str) -> bool:
 def _embedded_models(space: store.Workspace) -> None:
     choice = space.choice
     entries = [entry for entry in store.model_entries() if entry.embedded]
-    for place, entry in zip(st.columns(max(2, len(entries))), entries, strict=False):
-        with place:
+    for column, entry in zip(st.columns(max(2, len(entries))), entries, strict=False):
+        with column:
             chosen = (choice.model, choice.weights, choice.checkpoint) == (
                 entry.name,
                 "pretrained",
@@ -121,13 +121,13 @@ def _named_model(space: store.Workspace) -> None:
             format_func=label,
             key="model_name",
             placeholder=f"Search {len(entries):,} names, e.g. resnet18",
-            help="timm names first, then torchvision's. Weights are downloaded once.",
+            help="Names of timm first, then of torchvision. Weights are downloaded once.",
         )
         with st.container(horizontal=True, vertical_alignment="bottom"):
             random = st.toggle(
                 "Random weights",
                 key="model_random",
-                help="The architecture's own initialisation, nothing learnt: needs no network.",
+                help="The architecture's own initialisation, nothing learnt. Works offline.",
             )
             if st.button("Use this network", key="use_named", disabled=name is None) and name:
                 _use_model(
@@ -143,7 +143,7 @@ def _checkpoint(space: store.Workspace) -> None:
             "Architecture",
             key="checkpoint_model",
             placeholder="resnet18, timm:vit_tiny_patch16_224, ...",
-            help="The name the checkpoint's network has in timm or torchvision.",
+            help="The network's name in timm or torchvision.",
         )
         path = st.text_input(
             "Path of the checkpoint on this machine",
@@ -165,7 +165,7 @@ def _checkpoint(space: store.Workspace) -> None:
                     space,
                     "checkpoint",
                     file,
-                    lambda place: _try_model(space, **network, checkpoint=place),
+                    lambda path: _try_model(space, **network, checkpoint=path),
                 )
             else:
                 _use_model(space, **network, checkpoint=path.strip())
@@ -185,7 +185,7 @@ def _use_model(space: store.Workspace, **changes: str | None) -> None:
 
 
 def _try_model(space: store.Workspace, **changes: str | None) -> str | None:
-    """Load first, then choose: of a network that cannot be had, return why, and choose nothing."""
+    """Load the network, then choose it. If it cannot be loaded, return why and choose nothing."""
     try:
         if changes["checkpoint"] is not None:
             changes["checkpoint"] = store.permitted_path(changes["checkpoint"])
@@ -201,8 +201,8 @@ def _try_model(space: store.Workspace, **changes: str | None) -> str | None:
 
 def _embedded_data(space: store.Workspace) -> None:
     entries = [entry for entry in store.dataset_entries() if entry.embedded]
-    for place, entry in zip(st.columns(max(2, len(entries))), entries, strict=False):
-        with place:
+    for column, entry in zip(st.columns(max(2, len(entries))), entries, strict=False):
+        with column:
             facts = []
             if entry.images is not None and entry.classes is not None:
                 facts.append(
@@ -226,8 +226,8 @@ def _folder(space: store.Workspace) -> None:
             "Path on this machine",
             key="data_path",
             placeholder="a folder, a zip, or a MedMNIST .npz",
-            help="One folder a class with images in it; train and val folders above are used "
-            "as splits where they exist.",
+            help="One folder per class, with its images in it. If they lie in folders named train "
+            "and val, those are the splits.",
         )
         if st.button("Use these images", key="use_folder", disabled=not path):
             _use_data(space, path.strip())
@@ -235,9 +235,9 @@ def _folder(space: store.Workspace) -> None:
 
 def _upload(space: store.Workspace) -> None:
     with st.container(border=True):
-        file = uploading.field("data", "A zip with one folder a class", endings=("zip",))
+        file = uploading.field("data", "A zip with one folder per class", endings=("zip",))
         if st.button("Use these images", key="use_upload", disabled=file is None) and file:
-            uploading.take(space, "data", file, lambda place: _try_data(space, place))
+            uploading.take(space, "data", file, lambda path: _try_data(space, path))
         if store.is_upload(space, space.choice.data):
             st.text(words.clean(f"Chosen: {frame.file_name(space.choice.data)}"))
 
@@ -274,7 +274,7 @@ def _use_data(space: store.Workspace, name: str) -> None:
 
 
 def _try_data(space: store.Workspace, name: str) -> str | None:
-    """Look first, then choose: of images that cannot be had, return why, and choose nothing."""
+    """Look at the images, then choose them. If that fails, return why and choose nothing."""
     own = name not in {entry.name for entry in store.dataset_entries() if entry.embedded}
     try:
         name = store.permitted_data(name)
@@ -291,16 +291,54 @@ def _try_data(space: store.Workspace, name: str) -> str | None:
 
 
 def _preprocessing(space: store.Workspace) -> Preprocessing:
-    """Return how the present network sees images; the number of classes is nothing to that."""
+    """Return how the present network sees images, which the number of classes does not change."""
     outline = store.model_outline(space.choice)
     size = space.measure_options.image_size or outline.default_size
     return outline.preprocessing.model_copy(update={"image_size": size})
 
 
 def _inline(png: bytes) -> str:
-    # Streamlit drops a picture it serves as a file as soon as the page moves on, also where the
-    # browser has yet to ask for it; and it would make a JPEG of it.
+    # As a file, Streamlit would make a JPEG of it, and drop it as soon as the page moves on, even
+    # before the browser has asked for it.
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _picture(image: SampleImage) -> None:
+    with st.container(width=IMAGE_PX, gap="small"):
+        width, height = image.original_size
+        st.image(
+            _inline(image.original_png),
+            width=IMAGE_PX,
+            alt=words.clean(f"{image.label}, as stored, {width} by {height} pixels"),
+        )
+        st.image(
+            _inline(image.input_png),
+            width=IMAGE_PX,
+            alt=words.clean(f"{image.label}, after preprocessing"),
+        )
+        st.caption(words.escape(image.label))
+
+
+def _bars(data: DataOutline) -> None:
+    """Draw how many images each class has, and the intensities of deep images."""
+    st.markdown("**Images in each class**")
+    bars = len(data.classes) * max(1, len(data.counts))
+    height = min(560, 90 + BAR_PX * bars // 2 + BAR_PX * len(data.classes) // 2)
+    plot.plot(
+        charts.class_bars(data, dark=frame.is_dark()),
+        key="class_bars",
+        height=height,
+        alt=f"Bar chart of images in each of {len(data.classes)} classes",
+    )
+    for intensities in data.intensities:
+        st.markdown("**Intensities**")
+        st.text(words.clean(intensities.sentence))
+        plot.plot(
+            charts.intensity_bars(intensities, dark=frame.is_dark()),
+            key=f"intensities_{intensities.kind}",
+            height=INTENSITIES_PX,
+            alt=words.intensities_alt(intensities),
+        )
 
 
 def _preview(space: store.Workspace) -> None:
@@ -312,50 +350,22 @@ def _preview(space: store.Workspace) -> None:
         shown = store.images(choice, preprocessing, SHOWN_IMAGES)
     for caveat in data.caveats:
         st.warning(words.escape(caveat))
-    st.caption("Above as stored, below as the network sees it")
+    st.caption("Top: as stored. Bottom: as the network sees it.")
     with st.container(horizontal=True, gap="small"):
         for image in shown:
-            with st.container(width=IMAGE_PX, gap="small"):
-                width, height = image.original_size
-                st.image(
-                    _inline(image.original_png),
-                    width=IMAGE_PX,
-                    alt=words.clean(f"{image.label}, as stored, {width} by {height} pixels"),
-                )
-                st.image(
-                    _inline(image.input_png),
-                    width=IMAGE_PX,
-                    alt=words.clean(f"{image.label}, after preprocessing"),
-                )
-                st.caption(words.escape(image.label))
+            _picture(image)
     left, right = st.columns([3, 2], gap="large")
     with left:
-        st.markdown("**Images in each class**")
-        bars = len(data.classes) * max(1, len(data.counts))
-        height = min(560, 90 + BAR_PX * bars // 2 + BAR_PX * len(data.classes) // 2)
-        plot.plot(
-            charts.class_bars(data, dark=frame.is_dark()),
-            key="class_bars",
-            height=height,
-            alt=f"Bar chart of images in each of {len(data.classes)} classes",
-        )
-        for found in data.intensities:
-            st.markdown("**Intensities**")
-            st.text(words.clean(found.sentence))
-            plot.plot(
-                charts.intensity_bars(found, dark=frame.is_dark()),
-                key=f"intensities_{found.kind}",
-                height=INTENSITIES_PX,
-                alt=words.intensities_alt(found),
-            )
+        _bars(data)
     with right:
         st.markdown("**Preprocessing**")
         st.write(words.escape(words.preprocessing_sentence(preprocessing)))
         st.markdown("**Head**")
         st.text(words.clean(words.head_sentence(outline)))
         # What the outline says of the head stands above in more words.
-        notes = [*(note for note in outline.notes if " head " not in note), *data.notes]
-        drawn = {found.sentence for found in data.intensities}
+        loading = (note.sentence for note in outline.notes if note.about != "head")
+        notes = [*loading, *data.notes]
+        drawn = {intensities.sentence for intensities in data.intensities}
         notes = [note for note in notes if note not in drawn]
         if notes:
             st.markdown("**Also**")

@@ -1,4 +1,4 @@
-"""Export: the plan in words and as JSON, the edited weights, a snippet for one's own trainer."""
+"""Export: the plan in words and as JSON, the edited weights, a snippet for any trainer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def page() -> None:
     with st.spinner("Loading the network", show_time=True):
         outline = store.model_outline(space.choice)
     if space.picks.layers:
-        with frame.said():
+        with frame.showing_errors():
             plan = store.present_plan(outline)
             _words(plan, outline)
             left, right = st.columns(2, gap="large")
@@ -79,7 +79,7 @@ def _json(plan: ReinitPlan) -> None:
 
 
 def _weights(plan: ReinitPlan) -> None:
-    st.subheader("The weights, reset")
+    st.subheader("The edited weights")
     run = next(
         (
             run
@@ -91,16 +91,18 @@ def _weights(plan: ReinitPlan) -> None:
     if run is None or run.state in ("failed", "stopped"):
         if run is not None:
             frame.outcome(run)
-        st.markdown("A safetensors file with the plan applied; everything else as it came.")
+        st.markdown(
+            "Makes a safetensors file with the plan applied; everything else stays as it was."
+        )
         if st.button("Write the weights", key="apply_start"):
-            with frame.said():
+            with frame.showing_errors():
                 store.start_apply(plan)
                 st.rerun()
         return
 
     @store.guarded
     def draw() -> None:
-        now = next((each for each in store.all_runs("apply") if each.id == run.id), None)
+        now = frame.run_now("apply", run.id)
         if now is None or (run.live and not now.live):
             st.rerun()
         if now.live:
@@ -158,12 +160,13 @@ def _receipt(receipt: ReinitReceipt) -> None:
             ),
             hide_index=True,
             key="receipt",
+            placeholder=words.NO_VALUE,
             column_config={
                 "Tensor": st.column_config.TextColumn(pinned=True),
                 "Relative change": st.column_config.NumberColumn(
                     format="%.3g",
-                    help="Size of the difference over the size before: 1.4 is a "
-                    "fresh draw of the same size.",
+                    help="Size of the difference divided by the size before: 1.4 is a fresh draw "
+                    "of the same size.",
                 ),
                 "Norm before": st.column_config.NumberColumn(format="%.3g"),
                 "Norm after": st.column_config.NumberColumn(format="%.3g"),
@@ -181,6 +184,7 @@ def _snippet(plan: ReinitPlan) -> None:
         required=True,
         format_func=kinds.__getitem__,
         key="snippet_kind",
+        wrap=True,
         label_visibility="collapsed",
     )
     text = core.snippet(plan, kind or next(iter(kinds)))
@@ -201,23 +205,23 @@ def _upload(space: store.Workspace) -> None:
     st.subheader("Load a plan")
     turn = st.session_state.setdefault("plan_upload_turn", 0)
     files = st.file_uploader(
-        "plan.json, and the file of chosen entries beside it, where there is one",
+        "plan.json, and the file of selected entries that belongs to it, if there is one",
         type=["json", "safetensors"],
         accept_multiple_files=True,
         key=f"plan_upload_{turn}",
-        help="Brings its layers, scheme, seed and frozen layers back as the "
-        "present pick. Undo brings the old pick back.",
+        help="Its layers, scheme, seed and frozen layers become the present pick. Undo brings the "
+        "old pick back.",
     )
-    file = next((each for each in files if each.name.endswith(".json")), None)
-    if file is None:
+    plan_file = next((file for file in files if file.name.endswith(".json")), None)
+    if plan_file is None:
         if files:
-            st.info("This file holds chosen entries alone. Give its plan.json as well.")
+            st.info("This file holds only selected entries. Give its plan.json as well.")
         return
-    companion = next((each for each in files if not each.name.endswith(".json")), None)
+    companion = next((file for file in files if file is not plan_file), None)
     try:
         with st.spinner(words.OPENING, show_time=True):
             plan = store.read_plan(
-                file.getvalue(), None if companion is None else companion.getvalue()
+                plan_file.getvalue(), None if companion is None else companion.getvalue()
             )
         if plan.companion is not None and companion is None:
             raise PlanError(
@@ -239,7 +243,7 @@ def _take(space: store.Workspace, plan: ReinitPlan) -> None:
     choice = space.choice
     wanted = plan.model.checkpoint
     if wanted is not None and wanted != choice.checkpoint:
-        # A plan is a stranger's: what it names on this machine is opened by a person alone.
+        # A plan may come from a stranger, so only a person may open a file that it names.
         raise PlanError(
             f'This plan starts from the checkpoint "{wanted}". A plan does not open files here: '
             "choose that checkpoint under Choose, then load the plan again."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -14,6 +17,7 @@ UNIT_ROW_PX = 24
 HISTOGRAM_PX = 220
 DTYPES = ("float32", "bfloat16", "float16")
 FINDINGS_PX = 160
+NUMBER_PX = 130
 
 
 def page() -> None:
@@ -33,13 +37,13 @@ def page() -> None:
     if stored is None:
         if run is None:
             st.caption(
-                "Nothing is measured yet. The network looks at so many of your images "
-                "once, forwards and backwards, beside a fresh network of the same shape. "
-                "With these numbers that takes a minute or so on a CPU; nothing is "
-                "trained or changed."
+                "Nothing is measured yet. Measuring runs the network, and its fresh twin (the same "
+                "architecture with its own random initialisation), forwards and backwards once "
+                "over this many of your images. With these numbers it takes about a minute on a "
+                "CPU. Nothing is trained or changed."
             )
         else:
-            # The shape of what will stand here, so that nothing jumps when it comes.
+            # Placeholders of the right size, so that nothing jumps when the results come.
             st.skeleton(FINDINGS_PX)
             st.skeleton(charts.heatmap_height(len(words.MAIN_METRICS)))
         return
@@ -47,94 +51,90 @@ def page() -> None:
 
 
 def _form(space: store.Workspace, default_size: int, *, measured: bool) -> None:
-    options = space.measure_options
-    outline = store.model_outline(space.choice)
-    multiple = outline.size_multiple
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            samples = st.number_input(
-                "Images",
-                2,
-                100_000,
-                options.samples,
-                32,
-                width=120,
-                key="measure_samples",
-                help=words.SAMPLES_HELP,
-            )
-            batch = st.number_input(
-                "Batch size",
-                2,
-                4096,
-                options.batch_size,
-                8,
-                width=120,
-                key="measure_batch",
-                help=words.BATCH_HELP,
-            )
-            size = st.number_input(
-                "Image size (px)",
-                multiple,
-                2048,
-                options.image_size or default_size,
-                multiple,
-                width=130,
-                key="measure_size",
-                help=words.SIZE_HELP,
-            )
-            device = st.selectbox(
-                "Device",
-                ("auto", "cpu", "cuda"),
-                width=110,
-                index=("auto", "cpu", "cuda").index(options.device),
-                key="measure_device",
-                help=words.DEVICE_HELP,
-            )
-            seed = st.number_input(
-                "Seed",
-                0,
-                2**31 - 1,
-                options.seed,
-                1,
-                width=110,
-                key="measure_seed",
-                help=words.SEED_HELP,
-            )
-            with st.popover("More"):
-                dtype = st.selectbox(
-                    "Number format",
-                    DTYPES,
-                    index=DTYPES.index(options.dtype),
-                    key="measure_dtype",
-                    help=words.DTYPE_HELP,
-                )
-                transfer = st.checkbox(
-                    "Transfer metrics (slower)",
-                    options.transfer,
-                    key="measure_transfer",
-                    help=words.TRANSFER_HELP,
-                )
-            chosen = store.MeasureOptions(
-                samples=int(samples),
-                batch_size=int(batch),
-                device=device,
-                dtype=dtype,
-                seed=int(seed),
-                transfer=transfer,
-                image_size=None if int(size) == default_size else int(size),
-            )
-            space.set_measure(chosen)
+            options = _options(space, default_size)
+            space.set_measure(options)
             if st.button(
                 "Measure again" if measured else "Measure",
                 key="measure_start",
                 type="secondary" if measured else "primary",
             ):
-                with frame.said():
-                    store.start_measure(chosen)
+                with frame.showing_errors():
+                    store.start_measure(options)
                     st.rerun()
-        seconds = store.measure_seconds(chosen, default_size)
-        # An empty line keeps the place, so that nothing moves once there is an estimate.
+        seconds = store.measure_seconds(options, default_size)
+        # An empty line reserves the space, so that nothing moves once there is an estimate.
         st.caption(words.estimate(seconds) if seconds else "")
+
+
+def _options(space: store.Workspace, default_size: int) -> store.MeasureOptions:
+    """Draw the fields and return what they hold."""
+    kept = space.measure_options
+    samples = _number("Images", 2, 100_000, kept.samples, 32, "samples", words.SAMPLES_HELP)
+    batch = st.number_input(
+        "Batch size",
+        2,
+        4096,
+        kept.batch_size,
+        8,
+        placeholder="auto",
+        width=NUMBER_PX,
+        key="measure_batch",
+        help=words.BATCH_HELP,
+    )
+    # Networks take only sizes that their patches or strides divide.
+    multiple = store.model_outline(space.choice).size_multiple
+    size = _number(
+        "Image size (px)",
+        multiple,
+        2048,
+        kept.image_size or default_size,
+        multiple,
+        "size",
+        words.SIZE_HELP,
+    )
+    device = frame.device_field(kept.device, key="measure_device")
+    seed = _number("Seed", 0, 2**31 - 1, kept.seed, 1, "seed", words.SEED_HELP)
+    with st.popover("More"):
+        dtype = st.selectbox(
+            "Number format",
+            DTYPES,
+            index=DTYPES.index(kept.dtype),
+            key="measure_dtype",
+            help=words.DTYPE_HELP,
+        )
+        transfer = st.checkbox(
+            "Transfer metrics (slower)",
+            kept.transfer,
+            key="measure_transfer",
+            help=words.TRANSFER_HELP,
+        )
+    return store.MeasureOptions(
+        samples=samples,
+        batch_size=None if batch is None else int(batch),
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        transfer=transfer,
+        image_size=None if size == default_size else size,
+    )
+
+
+def _number(
+    label: str, least: int, most: int, value: int, step: int, name: str, help_text: str
+) -> int:
+    number = st.number_input(
+        label,
+        least,
+        most,
+        value,
+        step,
+        width=NUMBER_PX,
+        key=f"measure_{name}",
+        help=help_text,
+    )
+    return int(number)
 
 
 def _live(run: store.RunView) -> None:
@@ -158,26 +158,37 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
         st.warning(
             words.escape(
                 f"This was measured on {header.model_title} with {header.data_title}, before you "
-                "changed the network or the images. Measure again to see the present choice."
+                "changed the network or the images. Measure again to see your present choice."
             )
         )
     st.subheader("Findings")
     frame.findings(diagnosis.findings, key="findings", disabled=stale)
     if not diagnosis.findings:
         st.markdown(
-            "Nothing stands out by the rules. The heatmap may still show where layers "
-            "differ from a fresh network."
+            "Nothing stands out by these checks. The heatmap may still show where layers "
+            "differ from the fresh twin."
         )
     if diagnosis.remarks:
-        st.caption("  \n".join(words.escape(words.remark(each)) for each in diagnosis.remarks))
-    _rules(space)
+        remarks = (words.remark_line(remark) for remark in diagnosis.remarks)
+        st.caption("  \n".join(words.escape(remark) for remark in remarks))
+    _checks(space)
     measured = f"{header.model_title} on {header.data_title}: {words.measured_line(header)}"
     lines = (measured, words.overhead_line(header), *header.notes)
     st.caption("  \n".join(words.escape(line) for line in lines if line))
 
+    _picture(space, stored)
+    _detail(space, stored)
+    if not stale:
+        frame.link("pick", "Next: pick layers")
+    with st.expander("What the metrics mean"):
+        _glossary()
+
+
+def _picture(space: store.Workspace, stored: store.Stored) -> None:
+    """Draw the heatmap of all layers, with its controls and its legend in words."""
+    diagnosis = stored.diagnosis
     chosen = frame.heatmap_controls("measure", diagnosis)
     infos = chosen.infos
-    opened = _opened(stored)
     known = {layer.name for layer in diagnosis.layers}
     with frame.layers_scroll(len(diagnosis.layers)):
         plot.plot(
@@ -187,7 +198,7 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
                 view=chosen.view,
                 fade=chosen.fade,
                 dark=frame.is_dark(),
-                opened=opened,
+                opened=_opened(stored),
                 picked=[name for name in space.picks.layers if name in known],
             ),
             key=HEATMAP,
@@ -196,30 +207,25 @@ def _measured(space: store.Workspace, stored: store.Stored) -> None:
             hatch_missing=True,
             alt=f"Heatmap of {len(infos)} metrics by {len(diagnosis.layers)} layers",
         )
-    faded = "Faded: these images cannot tell it from a fresh network. " if chosen.fade else ""
+    faded = "Faded: these images cannot tell it from the fresh twin. " if chosen.fade else ""
     st.caption(
         words.escape(
             f"Hatched: not applicable to that layer, or not measured. {words.dots(chosen.view)}"
-            f"{faded}Click a cell to open its layer below; orange outlines are the layers you "
+            f"{faded}Click a cell to open its layer below. Orange outlines mark the layers you "
             "picked, a dotted one the open layer."
         )
     )
-    _detail(space, stored)
-    if not stale:
-        frame.link("pick", "Next: pick layers")
-    with st.expander("What the metrics mean"):
-        _glossary()
 
 
-def _rules(space: store.Workspace) -> None:
+def _checks(space: store.Workspace) -> None:
     presets = {preset.name: preset for preset in store.presets()}
     judging = space.judging
     preset = presets.get(judging.preset) or next(iter(presets.values()))
     changed = len(judging.thresholds)
     with st.expander(
-        f"Rules: {words.escape(preset.title)}"
+        f"Checks: {words.escape(preset.title)}"
         + (f", {words.count(changed, 'limit')} changed" if changed else ""),
-        key="rules",
+        key="checks",
     ):
         st.selectbox(
             "Preset",
@@ -233,19 +239,19 @@ def _rules(space: store.Workspace) -> None:
         )
         st.caption(words.escape(preset.description))
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            for rule in preset.rules:
+            for check in preset.checks:
                 st.number_input(
-                    words.rule_title(rule),
+                    words.check_title(check),
                     0.0,
                     None,
-                    judging.thresholds.get(rule.name, rule.threshold),
-                    step=rule.threshold / 5 or 0.01,
+                    judging.thresholds.get(check.name, check.threshold),
+                    step=check.threshold / 5 or 0.01,
                     format="%.3g",
                     width=210,
-                    key=_rule_key(preset.name, rule.name),
+                    key=_limit_key(preset.name, check.name),
                     on_change=_set_threshold,
-                    args=(preset.name, rule.name, rule.threshold),
-                    help=words.rule_help(rule),
+                    args=(preset.name, check.name, check.threshold),
+                    help=words.check_help(check),
                 )
         st.button(
             "Back to the preset's limits",
@@ -256,8 +262,8 @@ def _rules(space: store.Workspace) -> None:
         )
 
 
-def _rule_key(preset: str, rule: str) -> str:
-    return f"limit_{preset}_{rule}"
+def _limit_key(preset: str, check: str) -> str:
+    return f"limit_{preset}_{check}"
 
 
 @store.act
@@ -266,19 +272,19 @@ def _set_preset() -> None:
 
 
 @store.act
-def _set_threshold(preset: str, rule: str, usual: float) -> None:
+def _set_threshold(preset: str, check: str, usual: float) -> None:
     space = store.current()
-    value = st.session_state[_rule_key(preset, rule)]
-    kept = {name: limit for name, limit in space.judging.thresholds.items() if name != rule}
+    value = st.session_state[_limit_key(preset, check)]
+    kept = {name: limit for name, limit in space.judging.thresholds.items() if name != check}
     if value is not None and value != usual:
-        kept[rule] = float(value)
+        kept[check] = float(value)
     space.set_judging(store.Judging(preset=preset, thresholds=kept))
 
 
 @store.act
 def _reset_thresholds(preset: str, changed: tuple[str, ...]) -> None:
-    for rule in changed:
-        st.session_state.pop(_rule_key(preset, rule), None)
+    for check in changed:
+        st.session_state.pop(_limit_key(preset, check), None)
     store.current().set_judging(store.Judging(preset=preset))
 
 
@@ -307,7 +313,7 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
         name = st.selectbox("Layer", names, key=DETAIL, width=360)
         picked = name in space.picks.layers
         st.button(
-            "Take out of the pick" if picked else "Add to the pick",
+            "Remove from the pick" if picked else "Add to the pick",
             key="detail_pick",
             on_click=_toggle,
             args=(name,),
@@ -317,25 +323,8 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
     if layer is None:
         return
     st.text(words.clean(_layer_line(layer)))
-    unit_infos = [info for info in store.metric_infos() if info.level == "unit"]
     figures = store.units_of(stored).get(name, {})
-    shown = [info for info in unit_infos if info.name in figures]
-    if shown:
-        plot.plot(
-            charts.unit_heatmap(figures, shown, dark=frame.is_dark()),
-            key="unit_heatmap",
-            height=110 + 2 * UNIT_ROW_PX * len(shown),
-            hatch_missing=True,
-            alt=f"Heatmap of {len(shown)} metrics by unit of the layer, the fresh twin below each",
-        )
-        widest = max(figures[info.name][0].size for info in shown)
-        if widest > charts.UNIT_COLUMNS:
-            st.caption(
-                f"{widest:,} units in {charts.UNIT_COLUMNS:,} columns; each shows its stiffest "
-                "unit."
-            )
-    else:
-        st.caption("This layer has no figures by unit.")
+    _units(figures)
     if {"histogram_counts", "histogram_edges"} <= figures.keys():
         plot.plot(
             charts.weight_histogram(figures, dark=frame.is_dark()),
@@ -343,29 +332,55 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
             height=HISTOGRAM_PX,
             alt="Histogram of the layer's weights, with the fresh twin's as a line",
         )
+    _numbers(layer)
+
+
+def _units(figures: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw the layer's figures per unit."""
+    shown = [info for info in store.metric_infos() if info.level == "unit" and info.name in figures]
+    if not shown:
+        st.caption("This layer has no figures per unit.")
+        return
+    plot.plot(
+        charts.unit_heatmap(figures, shown),
+        key="unit_heatmap",
+        height=110 + 2 * UNIT_ROW_PX * len(shown),
+        hatch_missing=True,
+        alt=f"Heatmap of {len(shown)} metrics per unit of the layer, the fresh twin below each",
+    )
+    widest = max(figures[info.name][0].size for info in shown)
+    if widest > charts.UNIT_COLUMNS:
+        st.caption(
+            f"{widest:,} units in {charts.UNIT_COLUMNS:,} columns; each shows its stiffest unit."
+        )
+
+
+def _numbers(layer: LayerReport) -> None:
+    """Draw the table of the layer's figures."""
     st.dataframe(
-        _numbers(layer),
+        _number_rows(layer),
         hide_index=True,
         key="detail_numbers",
+        placeholder=words.NO_VALUE,
         height="content",
         column_config={
             "Metric": st.column_config.TextColumn(pinned=True, width=250),
             "Value": st.column_config.TextColumn(width=105),
             "n": st.column_config.NumberColumn(
-                help="What the figure was computed over: rows for activations, batches for "
-                "gradients, entries for weights.",
+                help="How many values the figure was computed from: rows for activations, batches "
+                "for gradients, entries for weights.",
                 format="localized",
             ),
             "\N{PLUS-MINUS SIGN} 95 %": st.column_config.TextColumn(
-                help="Half of the 95 % interval, from the spread between batches. A dash where "
-                "the figure does not vary with the images.",
+                help="Half of the 95 % interval, from the spread between batches. A dash means "
+                "that the figure does not vary with the images.",
             ),
             "Interval of the ratio": st.column_config.TextColumn(
                 help="95 % interval of value over twin, from batches measured in pairs. Where it "
-                "contains 1, these images cannot tell the layer from a fresh one.",
+                "contains 1, these images cannot tell the layer from the fresh twin's.",
             ),
             "At most": st.column_config.TextColumn(
-                help="The largest rank that so many rows allow; a dash for all but ranks.",
+                help="The largest rank that this many rows allow. Only ranks have one.",
             ),
             "How to read it": st.column_config.TextColumn(width="large"),
         },
@@ -375,9 +390,8 @@ def _detail(space: store.Workspace, stored: store.Stored) -> None:
 @store.act
 def _toggle(name: str) -> None:
     layers = store.current().picks.layers
-    frame.change_picks(
-        layers=tuple(each for each in layers if each != name) if name in layers else (*layers, name)
-    )
+    others = tuple(layer for layer in layers if layer != name)
+    frame.set_layers(others if name in layers else (*layers, name))
 
 
 def _layer_line(layer: LayerReport) -> str:
@@ -391,7 +405,7 @@ def _layer_line(layer: LayerReport) -> str:
     return ", ".join(parts)
 
 
-def _numbers(layer: LayerReport) -> pd.DataFrame:
+def _number_rows(layer: LayerReport) -> pd.DataFrame:
     rows = []
     for info in store.metric_infos():
         value, twin = layer.metrics.get(info.name), layer.twin_metrics.get(info.name)
@@ -407,7 +421,7 @@ def _numbers(layer: LayerReport) -> pd.DataFrame:
                 else words.figure(value.value),
                 "\N{PLUS-MINUS SIGN} 95 %": words.figure(value.half_width),
                 "Fresh twin": words.figure(twin.value if twin else None),
-                "Against the twin": words.beside_twin(ratio, twin.value if twin else None),
+                "Against the twin": words.against_twin(ratio, twin.value if twin else None),
                 "Interval of the ratio": ""
                 if ratio.value is None
                 else words.ratio_range(layer.ratio_intervals.get(info.name)),

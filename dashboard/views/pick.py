@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 import core
-from core.records import Diagnosis, ModelOutline, Pattern
+from core.records import Diagnosis, LayerInfo, LayerReport, ModelOutline, ParameterInfo, Pattern
 from dashboard import charts, frame, planner, plot, store, words
 
 HEATMAP = "pick_heatmap"
 TABLE = "pick_table"
 TABLE_PX = 430
+
+Columns = dict[str, Sequence[object]]
 
 
 def page() -> None:
@@ -34,7 +37,7 @@ def page() -> None:
     )
     whole = space.picks.plan_file is None
     if whole and set(outline.head) & set(space.picks.layers) and not outline.own_head:
-        st.caption("The head is new already and the same in every arm, so a plan leaves it out.")
+        st.caption("The head is already new, and the same in every arm, so a plan leaves it out.")
     planner.by_rule(space)
     if diagnosis is not None and diagnosis.findings:
         st.subheader("What stands out")
@@ -76,9 +79,9 @@ def _pattern_row(outline: ModelOutline) -> None:
         )
         for action, help_text in (
             ("Add", "Add the layers that match."),
-            ("Remove", "Take the layers that match out of the pick."),
+            ("Remove", "Remove the layers that match from the pick."),
             ("Only", "Pick the layers that match and no others."),
-            ("Freeze", "Keep the layers that match from training."),
+            ("Freeze", "Freeze the layers that match: training leaves them as they are."),
             ("Unfreeze", "Let the layers that match train again."),
         ):
             st.button(
@@ -106,16 +109,16 @@ def _by_pattern(outline: ModelOutline, action: str) -> None:
     def ordered(chosen: set[str]) -> tuple[str, ...]:
         return tuple(name for name in order if name in chosen)
 
-    if action in ("Add", "Remove") and picks.plan_file is not None:
-        _set_layers(())
-        return
-    if action == "Add":
-        patterns = tuple(dict.fromkeys((*picks.patterns, pattern)))
-        frame.change_picks(layers=ordered({*picks.layers, *names}), patterns=patterns)
-    elif action == "Remove":
-        space.change_picks(layers=ordered(set(picks.layers) - set(names)))
-    elif action == "Only":
-        frame.change_picks(layers=ordered(set(names)), patterns=(pattern,))
+    if action in ("Add", "Remove", "Only"):
+        patterns = picks.patterns
+        layers = set(picks.layers) - set(names)
+        if action == "Add":
+            patterns = tuple(dict.fromkeys((*picks.patterns, pattern)))
+            layers = {*picks.layers, *names}
+        elif action == "Only":
+            patterns, layers = (pattern,), set(names)
+        if not frame.set_layers(layers, patterns=patterns):
+            return
     elif action == "Freeze":
         frame.change_picks(freeze=ordered({*picks.freeze, *names}))
     else:
@@ -136,8 +139,8 @@ def _picture(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis
             )
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(
-                "Not measured with this network and these images yet. Measuring adds a "
-                "row for each metric here, and its columns in the table.",
+                "This network is not measured on these images yet. Measuring adds one row per "
+                "metric here, and columns to the table.",
                 width="content",
             )
             frame.link("measure", "Measure")
@@ -158,12 +161,12 @@ def _picture(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis
             on_event=_on_cells,
             hatch_missing=True,
             alt=f"Heatmap of {len(chosen.infos)} metrics by {len(diagnosis.layers)} layers; "
-            "a click picks",
+            "click a cell to pick its layer",
         )
     st.caption(
         words.escape(
-            f"{words.dots(chosen.view)}Click a cell to pick its layer or let it go; hold Shift or "
-            "drag a box to add several. The same layers are ticked in the table."
+            f"{words.dots(chosen.view)}Click a cell to pick its layer or to unpick it; hold Shift "
+            "or drag a box to add several. The table ticks the same layers."
         )
     )
 
@@ -183,94 +186,86 @@ def _on_cells() -> None:
 
 @store.act
 def _set_layers(layers: tuple[str, ...]) -> None:
-    space = store.current()
-    if space.picks.plan_file is not None:
-        # A unit's weights lie in several layers, and a layer is reset in part: neither adding nor
-        # taking away a whole one would leave the plan what it is.
-        store.notice(
-            "info",
-            "The plan stays as it is: it resets parts of its layers, so that whole ones cannot be "
-            "added or taken away. Clear it to pick layers by hand.",
-        )
-        return
-    outline, _ = store.outline_if_ready(space.choice)
-    # Forward order, however they were picked: the same pick is then the same plan.
-    order = {layer.name: layer.index for layer in outline.layers} if outline else {}
-    kept = tuple(sorted(dict.fromkeys(layers), key=lambda name: order.get(name, len(order))))
-    frame.change_picks(layers=kept, patterns=space.picks.patterns if kept else ())
+    frame.set_layers(layers)
 
 
 def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis | None) -> None:
     picks = space.picks
     names = [layer.name for layer in outline.layers]
-    rows = [place for place, name in enumerate(names) if name in set(picks.layers)]
+    rows = [row for row, name in enumerate(names) if name in set(picks.layers)]
     # The pick is the authority: whatever changed it, the ticks follow before the table is drawn.
     st.session_state[TABLE] = {"selection": {"rows": rows}}
     frozen = set(picks.freeze)
-    columns: dict[str, Sequence[object]] = {
+    columns: Columns = {
         "Layer": [words.clean(name) for name in names],
         "Frozen": [name in frozen for name in names],
         "Type": [layer.type for layer in outline.layers],
         "Stage": [layer.stage for layer in outline.layers],
-        "Shape": [
-            words.shape(max(layer.parameters, key=lambda each: each.count).shape)
-            for layer in outline.layers
-        ],
+        "Shape": [words.shape(_largest(layer).shape) for layer in outline.layers],
         "Parameters": [layer.count for layer in outline.layers],
     }
-    config = {
+    config: dict[str, Any] = {
         "Layer": st.column_config.TextColumn(pinned=True, width="medium"),
         "Frozen": st.column_config.CheckboxColumn(width="small", help=words.FREEZE_HELP),
         "Parameters": st.column_config.NumberColumn(format="localized"),
     }
     if diagnosis is not None:
-        infos = {info.name: info for info in store.metric_infos()}
-        zero: dict[str, list[str]] = {name: [] for name in names}
-        for metric in words.MAIN_METRICS:
-            if metric not in infos:
-                continue
-            info = infos[metric]
-            title = info.title.split(" (")[0]
-            values: list[float | None] = []
-            for name in names:
-                report = diagnosis.layer(name)
-                if report is None:
-                    values.append(None)
-                elif info.unit == "share":
-                    found = report.metrics.get(metric)
-                    values.append(found.value if found else None)
-                else:
-                    ratio = report.ratio(metric)
-                    values.append(ratio.value)
-                    if ratio.kind == "twin-zero":
-                        zero[name].append(title)
-            if info.unit == "share":
-                config[title] = st.column_config.ProgressColumn(
-                    min_value=0, max_value=1, format="percent", help=words.metric_help(info)
-                )
-                columns[title] = values
-            else:
-                title = f"{title}, ratio"
-                config[title] = st.column_config.NumberColumn(
-                    format="%.3g", help="Value over the fresh twin's. " + words.metric_help(info)
-                )
-                columns[title] = values
-        if any(zero.values()):
-            # A column of numbers can be sorted and holds no words.
-            columns["No ratio: twin is 0"] = [", ".join(zero[name]) for name in names]
-            config["No ratio: twin is 0"] = st.column_config.TextColumn(
-                width="medium", help=words.NO_RATIO_HELP
-            )
+        measured, how = _measured_columns([diagnosis.layer(name) for name in names])
+        columns |= measured
+        config |= how
     st.dataframe(
         pd.DataFrame(columns),
         hide_index=True,
         key=TABLE,
+        placeholder=words.NO_VALUE,
         on_select=_on_rows,
         height=TABLE_PX,
         selection_mode="multi-row",
         column_config=config,
         alt="Layers in forward order; ticked rows are picked",
     )
+
+
+def _largest(layer: LayerInfo) -> ParameterInfo:
+    return max(layer.parameters, key=lambda parameter: parameter.count)
+
+
+def _measured_columns(
+    reports: Sequence[LayerReport | None],
+) -> tuple[Columns, dict[str, Any]]:
+    """Return the columns that a measurement adds, and how each is shown."""
+    columns: Columns = {}
+    config: dict[str, Any] = {}
+    zero: list[list[str]] = [[] for _ in reports]
+    infos = {info.name: info for info in store.metric_infos()}
+    for info in (infos[name] for name in words.MAIN_METRICS if name in infos):
+        title = info.title.split(" (")[0]
+        if info.unit == "share":
+            config[title] = st.column_config.ProgressColumn(
+                min_value=0, max_value=1, format="percent", help=words.metric_help(info)
+            )
+            columns[title] = [_value(report, info.name) for report in reports]
+            continue
+        ratios = [None if report is None else report.ratio(info.name) for report in reports]
+        for row, ratio in enumerate(ratios):
+            if ratio is not None and ratio.kind == "twin-zero":
+                zero[row].append(title)
+        config[f"{title}, ratio"] = st.column_config.NumberColumn(
+            format="%.3g", help="Value divided by the fresh twin's. " + words.metric_help(info)
+        )
+        columns[f"{title}, ratio"] = [None if ratio is None else ratio.value for ratio in ratios]
+    if any(zero):
+        # A column of numbers, which can be sorted, cannot hold words.
+        columns["No ratio: twin is 0"] = [", ".join(titles) for titles in zero]
+        config["No ratio: twin is 0"] = st.column_config.TextColumn(
+            width="medium", help=words.NO_RATIO_HELP
+        )
+    return columns, config
+
+
+def _value(report: LayerReport | None, metric: str) -> float | None:
+    figure = None if report is None else report.metrics.get(metric)
+    return None if figure is None else figure.value
 
 
 @store.act
@@ -280,21 +275,21 @@ def _on_rows() -> None:
     if outline is None:
         return
     rows = st.session_state[TABLE]["selection"]["rows"]
-    layers = tuple(layer.name for place, layer in enumerate(outline.layers) if place in set(rows))
+    layers = tuple(layer.name for row, layer in enumerate(outline.layers) if row in set(rows))
     if set(layers) != set(space.picks.layers):
         _set_layers(layers)
 
 
 def _made(outline: ModelOutline) -> None:
     st.subheader("The plan")
-    with frame.said():
+    with frame.showing_errors():
         plan = store.present_plan(outline)
         rule = "" if plan.rule is None else f" Chosen by the rule {plan.rule.name}."
         size = store.pick_size(outline)
         text = words.plan_words(plan, outline.title, size.parameters, size.total)
         st.markdown(words.escape(f"{text}{rule} {plan.evidence.note}".strip()))
     st.caption(
-        "It resets units or single weights, which the heatmap and the table show by their layers. "
+        "It resets units or single weights; the heatmap and the table show only their layers. "
         "Clear it to pick layers by hand; Undo brings it back."
     )
 

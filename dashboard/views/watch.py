@@ -1,10 +1,11 @@
-"""Watch: short fine-tunes of the plan beside the untouched network."""
+"""Watch: short fine-tunes of the plan against the untouched network."""
 
 from __future__ import annotations
 
 import functools
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -16,6 +17,8 @@ from core.trial.verdict import compare_curves
 from dashboard import charts, frame, plot, store, words
 
 CURVE_PX = 340
+NUMBER_PX = 130
+WIDE_NUMBER_PX = 190
 RUN_KEY = "watched_run"
 
 
@@ -27,8 +30,8 @@ def page() -> None:
     if not space.picks.layers and not past:
         frame.waits_for(
             "pick",
-            "There is no plan yet. Pick at least one layer; then its reset "
-            "can be watched against the untouched network.",
+            "There is no plan yet. Pick at least one layer; then you can watch its reset against "
+            "the untouched network.",
         )
         return
     if live is None and space.picks.layers:
@@ -40,8 +43,8 @@ def page() -> None:
         frame.link("pick", "Pick layers to start another fine-tune")
     if not past:
         st.caption(
-            "Two curves will stand here: training loss and validation accuracy of the "
-            "untouched network, of your plan, and of a random pick of the same size."
+            "Two charts will appear here: training loss and validation accuracy of the "
+            "untouched network, of your plan, and of a random control of the same size."
         )
         return
     _watch(past)
@@ -49,96 +52,107 @@ def page() -> None:
 
 def _form(space: store.Workspace, outline: ModelOutline) -> None:
     kept = space.train_options or store.train_defaults(outline, store.data_outline(space.choice))
-    multiple = outline.size_multiple
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        steps = st.number_input("Steps", 1, 100_000, kept.steps, 10, key="train_steps", width=110)
+        steps = _number("Steps", 1, 100_000, kept.steps, 10, "steps")
         seeds = st.text_input(
             "Seeds",
             ", ".join(map(str, kept.seeds)),
             key="train_seeds",
-            width=120,
+            width=NUMBER_PX,
             help=words.SEEDS_HELP,
         )
-        lr = st.number_input(
-            "Learning rate",
-            0.0,
-            10.0,
-            kept.lr,
-            format="%g",
-            key="train_lr",
-            width=130,
-            step=1e-4,
-            help=words.LR_HELP,
-        )
-        batch = st.number_input(
-            "Batch size", 2, 4096, kept.batch_size, 8, key="train_batch", width=110
-        )
-        size = st.number_input(
-            "Image size (px)",
-            multiple,
-            2048,
-            kept.image_size,
-            multiple,
-            key="train_size",
-            width=120,
-            help=words.SIZE_HELP,
-        )
-        train_images = st.number_input(
-            "Training images", 2, 10_000_000, kept.train_images, 64, key="train_images", width=130
-        )
-        val_images = st.number_input(
-            "Validation images", 2, 10_000_000, kept.val_images, 64, key="val_images", width=130
-        )
-        every = st.number_input(
-            "Look every (steps)",
-            1,
-            100_000,
-            kept.eval_every,
-            5,
-            key="train_every",
-            width=130,
-            help=words.EVAL_HELP,
-        )
-        device = st.selectbox(
-            "Device",
-            ("auto", "cpu", "cuda"),
-            key="train_device",
-            width=100,
-            index=("auto", "cpu", "cuda").index(kept.device),
-            help=words.DEVICE_HELP,
-        )
-    control = st.checkbox(
+        numbers = _numbers(kept, outline.size_multiple)
+        device = frame.device_field(kept.device, key="train_device")
+    random_control = st.checkbox(
         "Random control of the same size",
         kept.random_control,
-        key="train_control",
-        help=words.CONTROL_HELP,
+        key="train_random_control",
+        help=words.RANDOM_CONTROL_HELP,
     )
-    size_now = store.pick_size(outline)
-    touched = words.touch_sentence(
-        size_now.layers, size_now.tensors, size_now.parameters, size_now.total
-    )
+    size = store.pick_size(outline)
+    touched = words.touch_sentence(size.layers, size.tensors, size.parameters, size.total)
     st.text(words.clean(f"{space.picks.name}: {touched}"))
     options = None
-    with frame.said():
+    with frame.showing_errors():
         options = store.TrainOptions(
-            steps=int(steps),
-            batch_size=int(batch),
+            **numbers,
+            steps=steps,
             seeds=_seeds(seeds),
-            lr=float(lr),
-            eval_every=int(every),
-            image_size=int(size),
-            train_images=int(train_images),
-            val_images=int(val_images),
             device=device,
-            random_control=control,
+            random_control=random_control,
         )
     seconds = store.finetune_seconds(options) if options else None
     st.caption(words.estimate(seconds) if seconds else "")
     if st.button("Start", type="primary", key="train_start", disabled=not options) and options:
-        with frame.said():
+        with frame.showing_errors():
             plan = store.present_plan(outline)
             st.session_state[RUN_KEY] = store.start_finetune(options, plan)
             st.rerun()
+
+
+def _numbers(kept: store.TrainOptions, multiple: int) -> dict[str, Any]:
+    """Draw the numbers after steps and seeds, and return them by their names in `TrainOptions`.
+
+    Args:
+        kept: What the fields show at first.
+        multiple: The image size must be a multiple of it.
+    """
+    lr = st.number_input(
+        "Learning rate",
+        0.0,
+        10.0,
+        kept.lr,
+        format="%g",
+        key="train_lr",
+        width=NUMBER_PX,
+        step=1e-4,
+        help=words.LR_HELP,
+    )
+    return {
+        "lr": float(lr),
+        "batch_size": _number("Batch size", 2, 4096, kept.batch_size, 8, "batch"),
+        "image_size": _number(
+            "Image size (px)", multiple, 2048, kept.image_size, multiple, "size", words.SIZE_HELP
+        ),
+        "train_images": _number("Training images", 2, 10_000_000, kept.train_images, 64, "images"),
+        "val_images": _number(
+            "Validation images", 2, 10_000_000, kept.val_images, 64, "val_images"
+        ),
+        "eval_every": _number(
+            "Validate every (steps)",
+            1,
+            100_000,
+            kept.eval_every,
+            5,
+            "every",
+            words.EVAL_HELP,
+            width=WIDE_NUMBER_PX,
+        ),
+    }
+
+
+def _number(
+    label: str,
+    least: int,
+    most: int,
+    value: int,
+    step: int,
+    name: str,
+    help_text: str | None = None,
+    *,
+    width: int = NUMBER_PX,
+) -> int:
+    number = st.number_input(
+        label,
+        least,
+        most,
+        value,
+        step,
+        key=f"train_{name}",
+        width=width,
+        help=help_text,
+    )
+    return int(number)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -148,8 +162,8 @@ def _seeds(text: str) -> tuple[int, ...]:
         seeds = ()
     if not seeds or min(seeds) < 0:
         raise LimberError(
-            f'Seeds "{text}" cannot be read. Give whole numbers from 0, with '
-            "commas between them: 0, 1, 2."
+            f'The seeds "{text}" cannot be read. Give whole numbers from 0, separated by '
+            "commas: 0, 1, 2."
         )
     return seeds
 
@@ -167,7 +181,7 @@ def _watch(past: tuple[store.RunView, ...]) -> None:
 
     @store.guarded
     def draw() -> None:
-        now = next((run for run in store.all_runs("finetune") if run.id == wanted), None)
+        now = frame.run_now("finetune", wanted)
         if now is None or (shown.live and not now.live):
             st.rerun()
         _run(now)
@@ -210,17 +224,17 @@ def _run(run: store.RunView) -> None:
             st.caption(words.escape(caveat))
     steps = run.facts.get("steps")
     left, right = st.columns(2)
-    drawn: tuple[tuple[DeltaGenerator, charts.Curve, str], ...] = (
+    drawn: tuple[tuple[DeltaGenerator, charts.Measure, str], ...] = (
         (left, "train_loss", "Training loss"),
         (right, "val_accuracy", "Validation accuracy"),
     )
-    for place, measure, title in drawn:
-        with place:
+    for column, measure, title in drawn:
+        with column:
             plot.plot(
                 charts.curve_figure(curves, measure, last_step=steps, dark=frame.is_dark()),
                 key=f"curve_{measure}_{run.id}",
                 height=CURVE_PX,
-                alt=f"{title} over steps, one line an arm",
+                alt=f"{title} over steps, one line per arm",
             )
     st.caption(words.BAND_NOTE)
     if curves:
@@ -252,15 +266,16 @@ def _compare(curves: tuple[ArmCurve, ...]) -> ABComparison | None:
     try:
         return compare_curves(curves)
     except LimberError:
-        # Too early: an arm has no evaluation in common with the control yet.
+        # Too early: an arm has no evaluation in common with the untouched one yet.
         return None
 
 
 def _arms(curves: tuple[ArmCurve, ...], comparison: ABComparison | None) -> None:
     rows = []
-    differences: dict[tuple[str, str], ArmDifference] = {}
-    for each in comparison.differences if comparison else ():
-        differences[each.arm, each.measure] = each
+    differences: dict[tuple[str, str], ArmDifference] = {
+        (difference.arm, difference.measure): difference
+        for difference in (comparison.differences if comparison else ())
+    }
     for arm in charts.arm_order(curves):
         line = charts.spark(curves, arm)
         row: dict[str, object] = {
@@ -270,10 +285,10 @@ def _arms(curves: tuple[ArmCurve, ...], comparison: ABComparison | None) -> None
             "Last": line[-1] if line else None,
         }
         for measure, title in words.DIFFERENCES.items():
-            found = differences.get((arm, measure))
-            row[title] = words.difference(found) if found else ""
-        found = differences.get((arm, "final_val_accuracy"))
-        row["Verdict"] = words.clean(found.verdict) if found else ""
+            difference = differences.get((arm, measure))
+            row[title] = words.difference_line(difference) if difference else ""
+        final = differences.get((arm, "final_val_accuracy"))
+        row["Verdict"] = words.clean(final.verdict) if final else ""
         rows.append(row)
     st.dataframe(
         pd.DataFrame(rows),

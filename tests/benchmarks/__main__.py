@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.load import load_model, resolve_model
-from core.measure import figures_of, watching
+from core.measure import figures_of, gauging
 from core.network.hooks import batch_statistics, module_kept
 from core.network.outline import outline_module
 from core.records import ModelOutline
@@ -162,7 +162,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name, "layers": len(bench.outline.layers)}
     with module_kept(bench.module):
         batch_statistics(bench.module)
-        with watching(bench.module, bench.outline.layers, dtype=bench.dtype) as gauge:
+        with gauging(bench.module, bench.outline.layers, dtype=bench.dtype) as gauge:
             done = 0
 
             def measured() -> None:
@@ -172,7 +172,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
             bare_s, ratios = pairs(bench, measured, count=options.pairs)
             ending = statistics.median(
-                timed(lambda: figures_of(gauge), bench.device) for _ in range(3)
+                timed(lambda: figures_of(gauge.summed), bench.device) for _ in range(3)
             )
         row |= {
             "bare_s": bare_s,
@@ -272,10 +272,10 @@ def peak_here(options: argparse.Namespace) -> int:
     with module_kept(bench.module):
         batch_statistics(bench.module)
         if options.peak == "limber":
-            with watching(bench.module, bench.outline.layers, dtype=bench.dtype) as gauge:
+            with gauging(bench.module, bench.outline.layers, dtype=bench.dtype) as gauge:
                 for i in range(3):
                     gauge.add(bench.inputs, bench.labels, first=i * options.batch)
-                figures_of(gauge)
+                figures_of(gauge.summed)
         else:
             for _ in range(3):
                 bench.bare()

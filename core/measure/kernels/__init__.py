@@ -129,7 +129,7 @@ def unit_sums(
         (5, units) float64 on the tensor's device: sum |x|, count x > 0, count of x inside an
         interval, count |x| <= near, sum |x - middle|. NaN counts nowhere and makes sums NaN.
         Sums of a float16 or bfloat16 tensor are taken in float32. The order of additions
-        depends on shape and layout alone.
+        depends only on shape and layout.
     """
     limits = limits or Limits()
     x = x.detach()
@@ -293,10 +293,10 @@ def _order(tensor: Tensor) -> tuple[int, ...]:
 def _alike(tensors: Sequence[Tensor]) -> bool:
     """Return whether tensors of one shape lie densely and in the same order."""
     first = tensors[0].stride()
-    if all(each.stride() == first for each in tensors):
+    if all(tensor.stride() == first for tensor in tensors):
         return _dense(tensors[0])
     order = _order(tensors[0])
-    return all(_order(each) == order and _dense(each) for each in tensors)
+    return all(_order(tensor) == order and _dense(tensor) for tensor in tensors)
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("sums.c")
 BUILD_S = 60.0
-# Entries a piece of work; pieces depend on the shape alone, so that sums do not depend on how
+# Entries a piece of work; pieces depend only on the shape, so that sums do not depend on how
 # many threads there are.
 PIECE = 1 << 19
 BLOCK = 512
@@ -110,7 +110,7 @@ def _loaded() -> ctypes.CDLL | None:
     for compiler in _compilers():
         with suppress(*_FAILURES):
             return ctypes.CDLL(str(built(_folder(), compiler)))
-        # No home to keep it in: build it for this process alone.
+        # No home to keep it in: build it only for this process.
         with suppress(*_FAILURES), tempfile.TemporaryDirectory(prefix="limber-") as moment:
             return ctypes.CDLL(str(built(Path(moment), compiler)))
     return None
@@ -265,7 +265,7 @@ def _cut(rows: int, units: int, inner: int) -> tuple[int, int]:
 
 
 def _check_built(want: int) -> None:
-    # Asked here alone: the kernel's own answer would come too late.
+    # Asked only here: the kernel's own answer would come too late.
     if want not in _BUILT:
         raise ValueError(f"no kernel takes the sums {want}; add the case to {SOURCE.name}")
 
@@ -393,7 +393,7 @@ def gradient_totals(
             by_row = gradient_sums(*each, scale)
             loaded.across(by_row.data_ptr(), by_row.shape[1], out[i].data_ptr())
         return out
-    rows = [each.shape[0] if each.ndim else 1 for each in weights]
+    rows = [weight.shape[0] if weight.ndim else 1 for weight in weights]
     jobs = (_Weight * len(weights))(
         *(
             _Weight(w.data_ptr(), g.data_ptr(), t.data_ptr(), count, w.numel() // max(count, 1))

@@ -150,7 +150,9 @@ def _convolved(given: Tensor, weight: Tensor, args: Any) -> Reading:
     # One output in each group: the others met the same.
     shape[1 if transposed else 0] = groups
     kernel = weight.new_ones(shape, dtype=torch.float64)
-    options = [list(each) if isinstance(each, list | tuple) else each for each in args[3:9]]
+    options = [
+        list(argument) if isinstance(argument, list | tuple) else argument for argument in args[3:9]
+    ]
     output = torch.ops.aten.convolution(images, kernel, None, *options)
     met = torch.ops.aten.convolution_backward(
         torch.ones_like(output), images, kernel, None, *options, [False, True, False]

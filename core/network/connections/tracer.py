@@ -209,6 +209,18 @@ def operation(target: Any) -> str:
     return str(getattr(target, "overloadpacket", target)).removeprefix("aten.").rstrip("_")
 
 
+def _nodes_of(arguments: Any) -> list[fx.Node]:
+    """Return the nodes in the arguments of an operation, as often as they are in them."""
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(arguments, nodes.append)
+    return nodes
+
+
+def _of_one_parameter(mark: Any) -> bool:
+    """Whether a mark is that of entries that were only moved about."""
+    return isinstance(mark[0] if isinstance(mark, list) and mark else mark, Tracked)
+
+
 def _as_tensor(labels: Labels, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.broadcast_to(labels, tuple(shape)).copy())
 
@@ -225,6 +237,7 @@ class _Tracer(fx.Interpreter):
         # The outputs that nothing has been done with but to give them another form.
         self._bare: dict[fx.Node, Mix] = {}
         self._vectors: list[Owned] = []
+        self._uses: list[Tracked] = []
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one operation on values and on labels."""
@@ -240,10 +253,17 @@ class _Tracer(fx.Interpreter):
             before = len(self._mixes)
             self._marks[n] = self._marked(n, value)
             if len(self._mixes) > before:
-                self._bare[n] = self._mixes[-1]
+                # What a factor scales is no output as the weights alone make it.
+                if n.kwargs.get("alpha", 1) == 1:
+                    self._bare[n] = self._mixes[-1]
             elif n.args and operation(n.target) in FORMS:
                 self._keep_bare(n, n.args[0])
-        elif n.op == "output":
+        if n.op == "output" or not _of_one_parameter(self._marks.get(n)):
+            for source in _nodes_of((n.args, n.kwargs)):
+                mark = self._marks.get(source)
+                marks = mark if isinstance(mark, list) else [mark]
+                self._uses += [each for each in marks if isinstance(each, Tracked)]
+        if n.op == "output":
             for source in n.all_input_nodes:
                 mark = self._marks.get(source)
                 if isinstance(mark, np.ndarray):
@@ -285,7 +305,7 @@ class _Tracer(fx.Interpreter):
         if name.startswith(ATTENTION):
             return self._attention(n, value)
         if name in MOVES:
-            return self._moved(n, name)
+            return self._moved(n, name, value)
         if name == "_to_copy" or (name == "as_strided" and value.shape == self._shape(args[0])):
             return self._mark(args[0])
         if name in SPATIAL:
@@ -342,21 +362,24 @@ class _Tracer(fx.Interpreter):
 
         return Tracked(known.name, known.shape, (*known.moves, (name, move)))
 
-    def _moved(self, n: fx.Node, name: str) -> Any:
-        def swapped(given: Any) -> Any:
-            if isinstance(given, fx.Node):
-                real = self.env[given]
-                if isinstance(real, Tensor) and real.dtype.is_floating_point:
-                    return _as_tensor(self._labels(given), real.shape)
-                return real
-            if isinstance(given, list | tuple):
-                return [swapped(each) for each in given]
-            return given
+    def _moved(self, n: fx.Node, name: str, value: Any) -> Any:
+        source, *rest = n.args
+        if any(
+            isinstance(mark, np.ndarray) and (mark != NOBODY).any()
+            for mark in map(self._mark, _nodes_of(rest))
+        ):
+            # What is taken depends on units, and no label says so.
+            return self._unknown(n, name, value)
 
-        args = [swapped(each) for each in n.args]
+        def labelled(given: Any) -> Any:
+            if isinstance(given, list | tuple):
+                return [labelled(each) for each in given]
+            return _as_tensor(self._labels(given), self._shape(given))
+
+        rest = [fx.node.map_arg(each, self._value) for each in rest]
         if name == "constant_pad_nd":
-            args = [*args[:2], NOBODY]
-        moved = n.target(*args, **n.kwargs)  # type: ignore[operator]
+            rest = [rest[0], NOBODY]
+        moved = n.target(labelled(source), *rest, **n.kwargs)  # type: ignore[operator]
         if isinstance(moved, tuple | list):
             return [_narrow(each.numpy()) for each in moved]
         return _narrow(moved.numpy())
@@ -415,7 +438,7 @@ class _Tracer(fx.Interpreter):
 
     def _unknown(self, n: fx.Node, name: str, value: Any) -> Any:
         ties = self._ties
-        found = [self._mark(each) for each in n.all_input_nodes]
+        found = [self._mark(node) for node in n.all_input_nodes]
         flat = [
             each.ravel()
             for mark in found
@@ -498,8 +521,17 @@ class _Tracer(fx.Interpreter):
                 mix.bias = mark if self._shape(bias) == made.shape else None
 
     def _op_addmm(self, n: fx.Node, value: Tensor) -> Labels:
+        before = len(self._mixes)
         made = self._product(n.args[1], n.args[2], value)
-        self._biased(n.args[0], made.reshape(-1))
+        mark = self._mark(n.args[0])
+        if isinstance(mark, np.ndarray):
+            return self._ties.combined(made, mark, "sum")
+        plain = n.kwargs.get("alpha", 1) == n.kwargs.get("beta", 1) == 1
+        if plain and len(self._mixes) > before:
+            self._biased(n.args[0], made.reshape(-1))
+        elif isinstance(mark, Tracked):
+            # The units own it, but what it adds to them is not what a product of theirs loses.
+            self._own(mark, made, "bias")
         return made
 
     def _op_mm(self, n: fx.Node, value: Tensor) -> Labels:
@@ -519,8 +551,13 @@ class _Tracer(fx.Interpreter):
                 return self._unknown(n, "a product with a batch of weights", value)
         return self._contracted(self._labels(n.args[0]), self._labels(n.args[1]))
 
-    def _op_baddbmm(self, n: fx.Node, _: Any) -> Any:
-        return self._contracted(self._labels(n.args[1]), self._labels(n.args[2]))
+    def _op_baddbmm(self, n: fx.Node, value: Tensor) -> Labels:
+        for given in n.args[1:3]:
+            if isinstance(self._mark(given), Tracked | _Computed):
+                return self._unknown(n, "a product with a batch of weights", value)
+        made = self._contracted(self._labels(n.args[1]), self._labels(n.args[2]))
+        mark = self._mark(n.args[0])
+        return self._ties.combined(made, mark, "sum") if isinstance(mark, np.ndarray) else made
 
     def _contracted(self, left: Labels, right: Labels) -> Labels:
         """Labels (..., m, k) times (..., k, n): what is summed over is one."""
@@ -530,7 +567,7 @@ class _Tracer(fx.Interpreter):
         return self._ties.combined(rows, columns, "product")
 
     def _attention(self, n: fx.Node, value: Any) -> Any:
-        queries, keys, values = (self._labels(each) for each in n.args[:3])
+        queries, keys, values = (self._labels(argument) for argument in n.args[:3])
         heads = queries.shape[-3:-2] if queries.ndim > 2 else ()
         if keys.ndim > 2 and keys.shape[-3] not in (1, *heads) and queries.shape[-3] != 1:
             return self._unknown(n, "attention with grouped queries", value)
@@ -614,6 +651,7 @@ class _Tracer(fx.Interpreter):
             _of=of,
             _mixes=tuple(self._mixes),
             _vectors=tuple(self._vectors),
+            _uses=tuple(self._uses),
             _births=tuple(ties.births),
         )
 

@@ -49,7 +49,7 @@ class Tracked:
         return current.numpy()
 
     def shadow(self) -> Tensor | None:
-        """Return the parameter as a view without content; None where it is no view any more."""
+        """Return the parameter in its present shape, without content; None where it is no view."""
         current: Tensor | None = torch.empty(self.shape, device="meta")
         for name, move in self.moves:
             current = None if current is None else shadowed(name, move, current)
@@ -81,7 +81,7 @@ def place_of(name: str, shadow: Tensor, *, in_axis: int, out_axis: int, groups: 
 
     Args:
         name: The parameter.
-        shadow: A view of the contiguous parameter; its content does not matter.
+        shadow: A view of the contiguous parameter, of any shape; its content does not matter.
         in_axis: The axis that is summed over.
         out_axis: The axis of what is made.
         groups: Groups of a convolution.
@@ -226,9 +226,11 @@ class Connections:
     _mixes: tuple[Mix, ...]
     _vectors: tuple[Owned, ...]
     _births: tuple[tuple[int, str, Any, Any], ...]
+    # Every use of a parameter or buffer that does more than move it about.
+    _uses: tuple[Tracked, ...]
 
     def units_of(self, layer: str) -> np.ndarray:
-        """Return the bundle of each unit of a layer.
+        """Return the bundle of each unit of a layer, (units,).
 
         Raises:
             PlanError: The layer makes no units that the trace could follow.
@@ -382,7 +384,7 @@ class Connections:
             known = mix.reads != NOBODY
             if not known.any():
                 continue
-            # With groups, an input is read by the outputs of its own group alone.
+            # With groups, an input is read only by the outputs of its own group.
             blocks = self._weights(mix, state).abs().chunk(mix.groups)
             each = torch.cat([block.mean(dim=(0, 2)) for block in blocks]).numpy()
             each = each * (np.nan if reading is None else reading.mean_abs)
@@ -400,7 +402,8 @@ class Connections:
         A removed input takes w E x with it, x being what the weight w met in the images: behind
         pooling, norms and sums, and with the zeros of a padded border. That goes into the reader's
         bias, or off the running mean of a batch norm right behind a reader without one. A bias
-        that several uses share gets their mean. A unit that is itself reset gains nothing.
+        that several uses of the same weights share gets their mean; one that is used in any other
+        way takes over nothing. A unit that is itself reset gains nothing.
 
         The mean over images and places is kept; at a single place it may be another, most of all
         at a padded border, where fewer weights meet an input.
@@ -408,7 +411,11 @@ class Connections:
         Args:
             chosen: Bundles that are reset.
             readings: What was read; see `readings_of`.
-            state: The network's weights, and the buffers that may be written.
+            state: The network's weights, and the buffers that may be written, each in its shape.
+
+        Source:
+            Dohare et al., Nature 2024. Their code (gnt.py) has this step for biases, with means
+            that it has set to 0 by then; running means are ours.
         """
         gone = np.isin(self._of, sorted(chosen))
         users: dict[tuple[str, bytes], list[tuple[Mix, Reading | None]]] = {}
@@ -424,11 +431,19 @@ class Connections:
                 users.setdefault(key, []).append((mix, reading))
             elif losses[mix.place].any() and not gone[mix.makes].all():
                 untaken.append(mix.parameter.name)
+        used: dict[str, list[Tracked]] = {}
+        for use in self._uses:
+            used.setdefault(use.name, []).append(use)
         values: dict[str, np.ndarray] = {}
         for sharing in users.values():
-            losing = [mix for mix, _ in sharing if losses[mix.place].any()]
+            losing = [
+                mix for mix, _ in sharing if losses[mix.place].any() and not gone[mix.makes].all()
+            ]
             taker = sharing[0][0].taker
             if not losing or taker is None:
+                continue
+            if not _takes_for(taker, [mix for mix, _ in sharing], used[taker.name]):
+                untaken += [each.parameter.name for each in losing]
                 continue
             gain, outputs = np.zeros(taker.entries().size), 0
             for mix, reading in sharing:
@@ -459,6 +474,21 @@ class Connections:
         entries = torch.from_numpy(np.ascontiguousarray(mix.parameter.entries()))
         weights = flat[entries].movedim((mix.out_axis, mix.in_axis), (0, 1))
         return weights.reshape(*weights.shape[:2], -1)
+
+
+def _takes_for(taker: Tracked, readers: Sequence[Mix], uses: Sequence[Tracked]) -> bool:
+    """Whether what is added to a bias or running mean reaches nothing but these outputs, as it is.
+
+    Args:
+        taker: The bias or running mean.
+        readers: Those that have it to take over for them; they must be uses of the same weights.
+        uses: Every use of its tensor in the network.
+    """
+    entries = taker.entries().ravel()
+    if len(np.unique(entries)) < len(entries) or len({mix.place for mix in readers}) > 1:
+        return False
+    touching = sum(bool(np.isin(use.entries(), entries).any()) for use in uses)
+    return touching == len(readers)
 
 
 def _read_entries(mix: Mix, entries: np.ndarray, read: np.ndarray) -> np.ndarray:

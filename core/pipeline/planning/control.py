@@ -7,31 +7,34 @@ from functools import cached_property
 
 import numpy as np
 
-from core.edit.draws import SCHEMES
+from core.catalogue.schemes import SCHEMES
 from core.errors import PlanError
-from core.files.plans import arrays_of, chosen_entries, resealed
+from core.files.companions import arrays_of, chosen_entries, resealed
 from core.measure.utility import random_entries
-from core.pipeline import Watcher, plan_classes, plan_outline, plan_spec
+from core.pipeline.applying import plan_classes, plan_outline, plan_spec
 from core.pipeline.planning.draft import Draft, takes_factors
 from core.pipeline.planning.subject import Sight, Subject
-from core.plan import check_plan, compose_plans, random_control
+from core.pipeline.progress import Progress
+from core.plan.algebra import compose_plans
+from core.plan.layers import random_layers
+from core.plan.making import check_plan
 from core.records import Evidence, LayerInfo, ModelOutline, ReinitPlan, RuleChoice, Target
 from core.seeding import generator
-from core.trial.verdict import RANDOM
+from core.trial.verdict import RANDOM_CONTROL
 
 
-def random_twin(
+def random_control(
     plan: ReinitPlan,
     *,
     seed: int,
     sight: Sight | None = None,
-    name: str = RANDOM,
-    watcher: Watcher | None = None,
+    name: str = RANDOM_CONTROL,
+    progress: Progress | None = None,
 ) -> ReinitPlan:
     """Return a plan of the same size as another, on entries, units or layers drawn at random.
 
     Single weights: as many of each tensor. Units: as many of the same layers, with all that
-    belongs to them. Layers: see `core.plan.random_control`. Each target keeps its scheme, numbers
+    belongs to them. Layers: see `random_layers`. Each target keeps its scheme, numbers
     and seed of the values; frozen layers and learning rates stay. A plan that mixes these is
     matched part by part.
 
@@ -41,14 +44,14 @@ def random_twin(
         sight: Images, for plans whose values depend on them (DASH, and continual
             backpropagation's compensation).
         name: Name of the arm.
-        watcher: Progress and stop.
+        progress: Progress and stop.
 
     Raises:
         LimberError: The plan does not fit, nothing is left to draw from, or stopped.
     """
     if not plan.targets:
         raise PlanError("The plan to be matched resets nothing. Give one that does.")
-    draw = _Draw(plan, seed, sight or Sight(), watcher or Watcher())
+    draw = _Draw(plan, seed, sight or Sight(), progress or Progress())
     # Frozen layers and rates are the whole control's, and added last.
     parts = [
         part.model_copy(update={"freeze": (), "learning_rates": ()})
@@ -78,8 +81,8 @@ def random_twin(
 class _Draw:
     """One random control in the making."""
 
-    def __init__(self, plan: ReinitPlan, seed: int, sight: Sight, watcher: Watcher) -> None:
-        self.plan, self.seed, self.sight, self.watcher = plan, seed, sight, watcher
+    def __init__(self, plan: ReinitPlan, seed: int, sight: Sight, progress: Progress) -> None:
+        self.plan, self.seed, self.sight, self.progress = plan, seed, sight, progress
         self.outline = plan_outline(plan)
         _check_entries(plan, self.outline)
 
@@ -91,7 +94,7 @@ class _Draw:
             classes=plan_classes(self.plan),
             head_seed=self.plan.model.head_seed,
             sight=self.sight,
-            watcher=self.watcher,
+            progress=self.progress,
             asker="The random control of this plan",
         )
         check_plan(self.plan, subject.outline)
@@ -102,7 +105,7 @@ class _Draw:
         whole = [target for target in self.plan.targets if target.granularity == "layer"]
         if not whole:
             return []
-        drawn = random_control(
+        drawn = random_layers(
             self.outline,
             self.plan.model_copy(update={"targets": tuple(whole)}),
             seed=self.seed,
@@ -112,7 +115,7 @@ class _Draw:
         parts = []
         for targets in _alike(drawn.targets):
             part = drawn.model_copy(update={"targets": targets})
-            if SCHEMES[targets[0].scheme.name][0].needs_data:
+            if SCHEMES[targets[0].scheme.name].needs_data:
                 draft = self._draft(targets)
                 part = draft.sealed(draft.with_factors(part, picked=False))
             parts.append(part)
@@ -174,7 +177,7 @@ class _Draw:
         if not chosen:
             return []
         shifts: Mapping[str, np.ndarray] = {}
-        if any(each.write == "add" for target in targets for each in target.entries):
+        if any(entry.write == "add" for target in targets for entry in target.entries):
             shifts = self.subject.shifts(chosen).values
         return draft.units(chosen, shifts)
 
@@ -183,12 +186,12 @@ class _Draw:
         found: list[Target] = []
         for target in targets:
             entries = []
-            for each in target.entries:
-                old = self.subject.state[each.tensor]
-                whole = 1 if each.axis is None else old.numel() // old.shape[each.axis]
-                noise = generator(self.seed, "random", each.tensor, each.write)
-                chosen = random_entries(each.count * whole, old.numel(), noise)
-                entries.append(draft.entries(each.tensor, chosen, each.write))
+            for entry in target.entries:
+                old = self.subject.state[entry.tensor]
+                whole = 1 if entry.axis is None else old.numel() // old.shape[entry.axis]
+                noise = generator(self.seed, "random", entry.tensor, entry.write)
+                chosen = random_entries(entry.count * whole, old.numel(), noise)
+                entries.append(draft.entries(entry.tensor, chosen, entry.write))
             layer = self.outline.layer(target.layer)
             if layer is not None:
                 found += draft.weights(layer, entries)
@@ -205,24 +208,24 @@ def _check_entries(plan: ReinitPlan, outline: ModelOutline) -> None:
     arrays = arrays_of(plan)
     for target in plan.targets:
         seen: set[str] = set()
-        for each in target.entries:
-            if each.tensor in shapes:
-                chosen_entries(each, shapes[each.tensor], arrays)
+        for entry in target.entries:
+            if entry.tensor in shapes:
+                chosen_entries(entry, shapes[entry.tensor], arrays)
             odd = {
-                "layer": each.write != "scale",
-                "weight": each.tensor in seen or each.write in ("add", "scale"),
-                "unit": each.write == "scale",
+                "layer": entry.write != "scale",
+                "weight": entry.tensor in seen or entry.write in ("add", "scale"),
+                "unit": entry.write == "scale",
             }[target.granularity]
             if odd:
                 raise PlanError(
-                    f'The plan selects entries of "{each.tensor}" as no rule does, so '
+                    f'The plan selects entries of "{entry.tensor}" as no rule does, so '
                     "that there is no random control of it. Make the plan by a rule."
                 )
-            seen.add(each.tensor)
+            seen.add(entry.tensor)
 
 
 def _fits(target: Target, layer: LayerInfo) -> bool:
-    return not SCHEMES[target.scheme.name][0].needs_data or takes_factors(layer)
+    return not SCHEMES[target.scheme.name].needs_data or takes_factors(layer)
 
 
 def _alike(targets: Iterable[Target]) -> list[tuple[Target, ...]]:

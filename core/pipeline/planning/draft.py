@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from core.edit.draws import NO_DIRECTION, dash_factors, scheme_numbers
+from core.catalogue.schemes import scheme_numbers
+from core.edit.draws import NO_DIRECTION, dash_factors
 from core.errors import PlanError
-from core.files.plans import packed, sealed
+from core.files.companions import packed, sealed
 from core.network.connections import Part, Role
 from core.pipeline.planning.subject import Subject
 from core.records import Companion, Entries, LayerInfo, ReinitPlan, SchemeChoice, Target, Write
@@ -50,7 +51,7 @@ class Draft:
 
         Args:
             name: The tensor's `state_dict` name.
-            flat: Row-major indices, ascending.
+            flat: Row-major indices (k,), ascending.
             write: What is written into them.
         """
         if not len(flat):
@@ -76,7 +77,7 @@ class Draft:
 
     def weights(self, layer: LayerInfo, entries: Sequence[Entries | None]) -> list[Target]:
         """Return the target of single weights of a layer; none when nothing was chosen."""
-        found = tuple(each for each in entries if each is not None)
+        found = tuple(entry for entry in entries if entry is not None)
         if not found:
             return []
         return [
@@ -97,7 +98,8 @@ class Draft:
 
         Args:
             bundles: Bundles of the subject's connections.
-            shifts: Tensor to what is added to it, for readers that lose a unit's mean.
+            shifts: Tensor to what is added to it, in its shape, for readers that lose a unit's
+                mean.
         """
         subject = self.subject
         members = subject.connections.members(sorted(bundles))
@@ -179,7 +181,7 @@ class Draft:
         left = [target.layer for target in plan.targets if target not in chosen]
         if left:
             self.notes.append(
-                "DASH shrinks convolutions larger than 1x1 and linear layers alone; left out: "
+                "DASH only shrinks linear layers and convolutions larger than 1x1; left out: "
                 f"{', '.join(left)}."
             )
         direction = self.subject.gradients(decay=self.numbers["alpha"])
@@ -212,7 +214,7 @@ def takes_factors(layer: LayerInfo) -> bool:
 
 
 def as_slices(flat: np.ndarray, shape: Sequence[int]) -> tuple[int | None, np.ndarray]:
-    """Return entries as whole slices along an axis where they are that, else as they are."""
+    """Return entries (k,) as whole slices along an axis where they are that, else as they are."""
     if len(shape) > 1:
         for axis, length in enumerate(shape):
             each = int(np.prod(shape)) // length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.edit.draws import SCHEMES
-from core.errors import PlanError
+from core.catalogue.rules import rule_named, rule_options
+from core.catalogue.schemes import SCHEMES
+from core.errors import PlanError, Remedy
 from core.measure.utility import (
     entries_below_mean,
     fraction_lowest,
@@ -20,18 +21,10 @@ from core.measure.utility import (
     random_entries,
     share,
 )
-from core.pipeline import Watcher
 from core.pipeline.planning.draft import Draft
 from core.pipeline.planning.subject import Sight, Subject
-from core.plan import (
-    checked_rates,
-    last_blocks,
-    make_plan,
-    model_identity,
-    refuse_untrained,
-    rule_named,
-    rule_options,
-)
+from core.pipeline.progress import Progress
+from core.plan.making import checked_rates, last_blocks, make_plan, model_identity, refuse_untrained
 from core.records import (
     Evidence,
     LayerInfo,
@@ -78,7 +71,7 @@ def plan_by_rule(
     classes: int | None = None,
     sight: Sight | None = None,
     wish: Wish | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> ReinitPlan:
     """Return the plan that a rule makes on a network.
 
@@ -90,13 +83,13 @@ def plan_by_rule(
             images say otherwise.
         sight: What the rule may look at.
         wish: Scheme, seed, name, and so on.
-        watcher: Progress and stop.
+        progress: Progress and stop.
 
     Raises:
         LimberError: Bad input, nothing is selected, or stopped.
     """
     resolver = _Resolver(
-        spec, classes, sight or Sight(), wish or Wish(), watcher or Watcher(), rule, options or {}
+        spec, classes, sight or Sight(), wish or Wish(), progress or Progress(), rule, options or {}
     )
     return resolver.plan()
 
@@ -110,26 +103,26 @@ class _Resolver:
         classes: int | None,
         sight: Sight,
         wish: Wish,
-        watcher: Watcher,
+        progress: Progress,
         rule: str,
         options: Mapping[str, float | str | None],
     ) -> None:
         self.rule = rule_named(rule)
         self.options = rule_options(self.rule, options)
-        self.sight, self.wish, self.watcher = sight, wish, watcher
+        self.sight, self.wish, self.progress = sight, wish, progress
         scheme = wish.scheme or self.rule.scheme
-        draws = scheme in SCHEMES and SCHEMES[scheme][0].needs_data
+        draws = scheme in SCHEMES and SCHEMES[scheme].needs_data
         self.subject = Subject(
             spec,
             classes=classes,
             sight=sight,
-            watcher=watcher,
+            progress=progress,
             asker=f'The scheme "{scheme}"' if draws else f'The rule "{rule}"',
         )
         self.outline = self.subject.outline
         choice = SchemeChoice(name=scheme, parameters=dict(wish.numbers))
         self.draft = Draft(self.subject, choice, wish.seed)
-        self.scheme = SCHEMES[scheme][0]
+        self.scheme = SCHEMES[scheme]
         self.notes = self.draft.notes
 
     def scope(self, *, head: bool) -> list[LayerInfo]:
@@ -188,20 +181,7 @@ class _Resolver:
 
     def plan(self) -> ReinitPlan:
         """Return the plan."""
-        how = {
-            "by-hand": self._by_hand,
-            "last-blocks": self._last_blocks,
-            "threshold": self._threshold,
-            "weight-magnitude": self._seed_paper,
-            "weight-gradient": self._seed_paper,
-            "swr": self._swr,
-            "redo": self._dormant,
-            "grama": self._dormant,
-            "cbp": self._least_units,
-            "gxd": self._least_units,
-            "random": self._random,
-        }[self.rule.name]
-        plan = how()
+        plan = CHOOSERS[self.rule.name](self)
         if self.scheme.needs_data:
             plan = self.draft.with_factors(plan, picked=self.rule.name == "by-hand")
         if self._writes_itself(plan):
@@ -255,7 +235,7 @@ class _Resolver:
         if not self.wish.units:
             return self._layers_plan(self.wish.layers or ())
         if self.wish.layers:
-            raise PlanError("Give --layers or --units; make two plans and compose them for both.")
+            raise PlanError("Whole layers and single units were named.", Remedy.LAYERS_OR_UNITS)
         bundles: set[int] = set()
         for layer, units in self.wish.units.items():
             if self.outline.layer(layer) is None:
@@ -279,7 +259,12 @@ class _Resolver:
     def _last_blocks(self) -> ReinitPlan:
         count = float(self.options["blocks"] or 0)
         if count != int(count):
-            raise PlanError(f"--blocks is {count:g}; give a whole number.")
+            raise PlanError(
+                f'The "blocks" of the rule "{self.rule.name}" must be a whole number; it is '
+                f"{count:g}.",
+                Remedy.OTHER_OPTION,
+                option="blocks",
+            )
         names = last_blocks(self.outline, int(count))
         wanted = {layer.name for layer in self.scope(head=True)}
         chosen = [name for name in names if name in wanted]
@@ -332,14 +317,12 @@ class _Resolver:
                 )
             return self._layers_plan(chosen)
         if not any(metric in arrays for arrays in self.subject.units_by_layer.values()):
-            raise PlanError(
-                f'The diagnosis has no figure "{metric}". See python -m core list metrics.'
-            )
+            raise PlanError(f'The diagnosis has no figure "{metric}".', Remedy.LIST_METRICS)
         flags: dict[str, np.ndarray] = {}
         zeros = 0
         for layer, arrays in self.subject.units_by_layer.items():
             if layer in scope and metric in arrays and layer in self.subject.connections.bundles:
-                own_units, twin_units = (np.asarray(each, dtype=float) for each in arrays[metric])
+                own_units, twin_units = (np.asarray(array, dtype=float) for array in arrays[metric])
                 if of == "ratio":
                     pairs = zip(own_units.tolist(), twin_units.tolist(), strict=True)
                     ratios = [ratio_of(value, twin) for value, twin in pairs]
@@ -486,7 +469,9 @@ class _Resolver:
         wires = self.subject.connections
         if self.rule.name == "gxd":
             figures = self.subject.unit_figures()
-            scores = wires.scores({name: each.replacement_cost for name, each in figures.items()})
+            scores = wires.scores(
+                {name: figure.replacement_cost for name, figure in figures.items()}
+            )
         else:
             scores = self.subject.contributions()
         pools: dict[tuple[str, ...], dict[int, float]] = {}
@@ -556,6 +541,22 @@ class _Resolver:
         )
         refuse_untrained(plan)
         return plan
+
+
+# How each rule of the catalogue chooses.
+CHOOSERS: Mapping[str, Callable[[_Resolver], ReinitPlan]] = {
+    "by-hand": _Resolver._by_hand,
+    "last-blocks": _Resolver._last_blocks,
+    "threshold": _Resolver._threshold,
+    "weight-magnitude": _Resolver._seed_paper,
+    "weight-gradient": _Resolver._seed_paper,
+    "swr": _Resolver._swr,
+    "redo": _Resolver._dormant,
+    "grama": _Resolver._dormant,
+    "cbp": _Resolver._least_units,
+    "gxd": _Resolver._least_units,
+    "random": _Resolver._random,
+}
 
 
 def _without_mean(weights: Sequence[str]) -> str:

@@ -13,24 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.errors import PlanError, Stopped
+from core.errors import PlanError, Remedy, Stopped
+from core.files.diagnoses import read_diagnosis, read_units, units_with_twins
 from core.load import ImageSet, LoadedModel, choose_items, load_model, open_images
 from core.measure.utility import UnitFigures, rounding_alone, summed_gradients, unit_figures
 from core.network.connections import Connections, Readings, Shifts, connections_of, readings_of
 from core.network.outline import example_input, outline_module
-from core.pipeline import (
+from core.pipeline.batches import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_SAMPLES,
-    Watcher,
     check_amounts,
     check_image_size,
-    choose_device,
-    diagnose,
     read_batch,
-    read_diagnosis,
-    read_units,
-    units_with_twins,
 )
+from core.pipeline.machine import choose_device
+from core.pipeline.measuring import MeasureSettings, diagnose
+from core.pipeline.progress import Progress
 from core.records import DataSpec, Diagnosis, ModelOutline, ModelSpec
 
 # Torch takes a batch norm's sums over channels-last images in float32, row by row, and over
@@ -53,7 +51,7 @@ class Sight:
         samples: At most so many of them, classes in turn; None takes all for rules that sum over
             a pass, and `DEFAULT_SAMPLES` for the others.
         diagnosis: A diagnosis file, or None to measure where one is needed.
-        batch_size: Images a batch.
+        batch_size: Images a batch; None takes the default of what is run.
         image_size: Side in pixels; None takes the model's default.
         device: "auto", "cpu" or "cuda".
         seed: Seed of the choice of images.
@@ -62,7 +60,7 @@ class Sight:
     data: DataSpec | None = None
     samples: int | None = None
     diagnosis: Path | None = None
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int | None = None
     image_size: int | None = None
     device: str = "auto"
     seed: int = 0
@@ -76,7 +74,7 @@ class Subject:
         classes: Size of the new head; None keeps the head that came with the weights, unless
             images or a diagnosis say otherwise.
         sight: What may be looked at.
-        watcher: Progress and stop.
+        progress: Progress and stop.
         asker: Who wants to look, for messages, such as 'The rule "redo"'.
         head_seed: Seed of a new head.
 
@@ -90,12 +88,13 @@ class Subject:
         *,
         classes: int | None,
         sight: Sight,
-        watcher: Watcher,
+        progress: Progress,
         asker: str,
         head_seed: int = 0,
     ) -> None:
-        check_amounts(samples=sight.samples, batch_size=sight.batch_size)
-        self.sight, self.watcher, self.asker = sight, watcher, asker
+        self._step = DEFAULT_BATCH_SIZE if sight.batch_size is None else sight.batch_size
+        check_amounts(samples=sight.samples, batch_size=self._step)
+        self.sight, self.progress, self.asker = sight, progress, asker
         self.diagnosis: Diagnosis | None = None
         self.units_by_layer: UnitArrays = {}
         self.rounding: frozenset[str] = frozenset()
@@ -167,7 +166,7 @@ class Subject:
         """
         if self._images is None:
             if self.data is None:
-                raise PlanError(f"{self.asker} looks at images. Give --data or --diagnosis.")
+                raise PlanError(f"{self.asker} looks at images.", Remedy.GIVE_IMAGES)
             self._images = open_images(self.data)
         return self._images
 
@@ -190,11 +189,11 @@ class Subject:
         every = images.splits["train"]
         items = choose_items(every, samples or len(every), seed=seed)
         device = next(self.loaded.module.parameters()).device
-        step = self.sight.batch_size
+        step = self._step
         for start in range(0, len(items), step):
-            if self.watcher.should_stop():
+            if self.progress.should_stop():
                 raise Stopped("Making the plan was stopped; nothing was written.")
-            self.watcher.progress(start, len(items), "images")
+            self.progress.advance(start, len(items), "images")
             chosen = items[start : start + step]
             yield read_batch(
                 images, chosen, card.preprocessing, size=size, device=device, layout=LAYOUT
@@ -212,9 +211,10 @@ class Subject:
     def gradients(self, *, decay: float | None = None) -> dict[str, Tensor]:
         """Return the gradients of one pass over the training images; see `summed_gradients`.
 
-        Afterwards `rounding` names the vectors whose gradient is 0 but for rounding.
+        Each has the shape of its parameter. Afterwards `rounding` names the vectors whose
+        gradient is 0 but for rounding.
         """
-        self.watcher.phase("reading gradients")
+        self.progress.phase("reading gradients")
 
         def work() -> dict[str, Tensor]:
             module = self.loaded.module
@@ -226,8 +226,8 @@ class Subject:
         return self.on_device(work)
 
     def unit_figures(self) -> dict[str, UnitFigures]:
-        """Return figures of units on the training images; see `core.measure.utility.unit_figures`."""
-        self.watcher.phase("reading activations")
+        """Return figures of units on the training images; see `unit_figures`."""
+        self.progress.phase("reading activations")
         return self.on_device(
             lambda: unit_figures(
                 self.loaded.module,
@@ -240,7 +240,7 @@ class Subject:
     def readings(self) -> Readings:
         """What the readers of units read on the training images; see `readings_of`."""
         wires = self.connections
-        self.watcher.phase("reading activations")
+        self.progress.phase("reading activations")
         return self.on_device(
             lambda: readings_of(
                 self.loaded.module, wires, self.batches(self.samples or DEFAULT_SAMPLES)
@@ -278,17 +278,19 @@ class Subject:
         if self.diagnosis is None:
             if self.data is None:
                 raise PlanError(
-                    f"{self.asker} looks at figures of the network. Give --diagnosis or --data."
+                    f"{self.asker} looks at figures of the network.", Remedy.GIVE_IMAGES
                 )
             self.diagnosis, arrays = diagnose(
                 self.outline.spec,
                 self.data,
-                samples=self.sight.samples or DEFAULT_SAMPLES,
-                batch_size=self.sight.batch_size,
-                image_size=self.sight.image_size,
-                device=self.sight.device,
-                seed=self.sight.seed,
-                watcher=self.watcher,
+                MeasureSettings(
+                    samples=self.sight.samples or DEFAULT_SAMPLES,
+                    batch_size=self.sight.batch_size,
+                    image_size=self.sight.image_size,
+                    device=self.sight.device,
+                    seed=self.sight.seed,
+                ),
+                progress=self.progress,
             )
             self.units_by_layer = units_with_twins(arrays)
         if not math.isfinite(self.diagnosis.header.loss):
@@ -301,7 +303,7 @@ class Subject:
     @cached_property
     def connections(self) -> Connections:
         """The network's connectivity."""
-        self.watcher.phase("tracing connections")
+        self.progress.phase("tracing connections")
         module = self.loaded.module
         size = self.loaded.card.default_size
         return connections_of(module, example_input(module, size=size, batch=1))

@@ -1,0 +1,54 @@
+"""The runs of this session's workspace: listed, stopped, and what they left in their folders."""
+
+from __future__ import annotations
+
+import core
+from core.records import PlanPreview, ReinitPlan, ReinitReceipt
+from dashboard.store import runs
+from dashboard.store.runs import RunKind, RunView
+from dashboard.store.session import current
+
+
+def all_runs(kind: RunKind | None = None) -> tuple[RunView, ...]:
+    """Return this workspace's runs, newest first."""
+    return runs.queue.runs(current().folder, kind)
+
+
+def live_runs(kind: RunKind | None = None) -> tuple[RunView, ...]:
+    """Return the runs of this workspace that run or wait, the running ones first."""
+    folder = current().folder / "runs"
+    mine = [run for run in runs.queue.live() if run.folder.parent == folder]
+    return tuple(run for run in mine if kind in (None, run.kind))
+
+
+def live_run(kind: RunKind | None = None) -> RunView | None:
+    """Return the first run of this workspace that runs or waits."""
+    return next(iter(live_runs(kind)), None)
+
+
+def stop_run(run_id: str) -> None:
+    """Ask a run of this workspace to stop."""
+    if runs.queue.view(current().folder, run_id) is not None:
+        runs.queue.stop(run_id)
+
+
+def plan_of(run: RunView) -> ReinitPlan | None:
+    """Return the plan that a planning run made, or None if it made none."""
+    path = run.folder / "plan.json"
+    return core.read_plan(path) if path.is_file() else None
+
+
+def preview_of(run: RunView) -> PlanPreview | None:
+    """Return what a preview measured, or None if it left nothing."""
+    path = run.folder / "preview.json"
+    if not path.is_file():
+        return None
+    return PlanPreview.model_validate_json(path.read_bytes())
+
+
+def receipt_of(run: RunView) -> ReinitReceipt | None:
+    """Return what an applying run says it changed, or None if it left no receipt."""
+    try:
+        return ReinitReceipt.model_validate(run.result["receipt"])
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,142 @@
+"""The present plan: the layers that are picked, or a plan that a rule made or a person loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+import core
+from core.errors import LimberError
+from core.plan.making import PlanSize
+from core.records import Evidence, ModelOutline, Pattern, ReinitPlan
+from dashboard.store.measurements import is_stale, latest_diagnosis
+from dashboard.store.memo import Memo
+from dashboard.store.session import current
+from dashboard.store.values import changed_at, scheme_infos, size_of
+
+_plans: Memo[ReinitPlan] = Memo(max_entries=8)
+_sizes: Memo[PlanSize] = Memo(max_entries=32)
+
+
+def present_plan(outline: ModelOutline) -> ReinitPlan:
+    """Return the present plan: one that a rule made or a person loaded, else the pick.
+
+    Raises:
+        PlanError: The core refuses it, for tied parameters for instance, or its file is gone.
+    """
+    picks = current().picks
+    if picks.plan_file is None:
+        return plan_from_picks(outline)
+    path = current().folder / picks.plan_file
+
+    def read() -> ReinitPlan:
+        words = {"name": picks.name, "freeze": picks.freeze}
+        return core.resealed(core.read_plan(path).model_copy(update=words))
+
+    # Sealing hashes megabytes of companion, so it runs once per change, not once per rerun.
+    return _plans.get((str(path), changed_at(str(path)), picks.name, picks.freeze), read)
+
+
+def plan_from_picks(outline: ModelOutline) -> ReinitPlan:
+    """Return the picked layers as a plan.
+
+    Raises:
+        PlanError: The core refuses it, for tied parameters for instance.
+    """
+    picks = current().picks
+    stored = latest_diagnosis()
+    evidence = None
+    if stored is not None and not is_stale(stored.diagnosis, current().choice):
+        evidence = Evidence(
+            diagnosis_sha256=hashlib.sha256(stored.path.read_bytes()).hexdigest(),
+            data_fingerprint=stored.diagnosis.header.data_fingerprint,
+        )
+    known = {layer.name for layer in outline.layers}
+    return core.make_plan(
+        outline,
+        tuple(name for name in picks.layers if name in known),
+        scheme=picks.scheme,
+        scheme_parameters=picks.scheme_parameters,
+        seed=picks.seed,
+        name=picks.name,
+        patterns=pick_patterns(outline),
+        freeze=picks.freeze,
+        evidence=evidence,
+        resets_buffers=next(
+            (info.resets_buffers for info in scheme_infos() if info.name == picks.scheme), True
+        ),
+    )
+
+
+def pick_patterns(outline: ModelOutline) -> tuple[Pattern, ...]:
+    """Return how the present pick came about: patterns that still match, then single names."""
+    picks = current().picks
+    chosen = set(picks.layers)
+    kept: list[Pattern] = []
+    covered: set[str] = set()
+    for pattern in picks.patterns:
+        try:
+            names = set(core.match_layers(outline, pattern.text, syntax=pattern.syntax))
+        except LimberError:
+            continue
+        if names <= chosen:
+            kept.append(pattern)
+            covered |= names
+    singles = [Pattern(text=name, syntax="name") for name in picks.layers if name not in covered]
+    return (*kept, *singles)
+
+
+def pick_size(outline: ModelOutline) -> PlanSize:
+    """Return what the present plan would touch."""
+    picks = current().picks
+    if picks.plan_file is None:
+        return size_of(outline, picks.layers)
+    path = str(current().folder / picks.plan_file)
+    key = (path, changed_at(path), outline.backbone_sha256)
+    return _sizes.get(key, lambda: core.planned_size(outline, present_plan(outline)))
+
+
+def take_plan(plan: ReinitPlan) -> None:
+    """Make a plan the present one; undo brings back the old one.
+
+    Whole layers under one scheme and seed become a pick, which a person can change by hand. Any
+    other plan stays as it is, and so does one that resets and freezes the same layer.
+    """
+    space = current()
+    whole = all(target.granularity == "layer" and not target.entries for target in plan.targets)
+    alike = {(target.scheme.model_dump_json(), target.seed) for target in plan.targets}
+    first = plan.targets[0]
+    space.change_picks(
+        layers=tuple(target.layer for target in plan.targets),
+        freeze=plan.freeze,
+        patterns=_told_patterns(plan),
+        name=plan.name,
+        scheme=first.scheme.name,
+        scheme_parameters=dict(first.scheme.parameters),
+        seed=first.seed,
+        plan_file=None if whole and len(alike) == 1 and not plan.untrained else keep_plan(plan),
+    )
+
+
+def keep_plan(plan: ReinitPlan) -> str:
+    """Write a plan into the workspace and return the file's path in its folder."""
+    path = f"plans/{secrets.token_hex(8)}/plan.json"
+    core.write_plan(plan, current().folder / path)
+    return path
+
+
+def _told_patterns(plan: ReinitPlan) -> tuple[Pattern, ...]:
+    """Return the patterns of a plan that are matched again whenever the pick changes.
+
+    They only record how the plan came about, and may be a stranger's: a thousand slow expressions
+    would hold up the page.
+    """
+    slow = [pattern for pattern in plan.patterns if pattern.syntax == "regex"]
+    quick = [pattern for pattern in plan.patterns if pattern.syntax in ("glob", "type")]
+    return (*quick[:200], *slow[:4])
+
+
+def plan_model(plan: ReinitPlan) -> str:
+    """Return the name under which the choice finds the plan's network."""
+    prefix = "" if plan.model.source == "embedded" else f"{plan.model.source}:"
+    return f"{prefix}{plan.model.name}"

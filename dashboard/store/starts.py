@@ -1,0 +1,198 @@
+"""Starting runs: the command line of each kind of run, and the facts kept with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import core
+from core.records import DataOutline, ModelOutline, ReinitPlan
+from dashboard.store import runs
+from dashboard.store.measurements import is_stale, latest_diagnosis
+from dashboard.store.runs import RunKind
+from dashboard.store.session import current
+from dashboard.store.values import (
+    data_outline,
+    model_outline,
+    model_title,
+    rule_infos,
+    scheme_infos,
+)
+from dashboard.store.workspace import Choice, MeasureOptions, TrainOptions
+
+
+def train_defaults(outline: ModelOutline, data: DataOutline) -> TrainOptions:
+    """Return the core's defaults for a short fine-tune, with no more images than there are."""
+    from core.pipeline import trial
+    from core.pipeline.batches import DEFAULT_BATCH_SIZE
+
+    train = sum(data.counts.get("train", ())) or trial.DEFAULT_TRAIN_IMAGES
+    val = sum(data.counts.get("val", ())) or trial.DEFAULT_VAL_IMAGES
+    return TrainOptions(
+        steps=trial.DEFAULT_STEPS,
+        batch_size=DEFAULT_BATCH_SIZE,
+        lr=outline.default_lr,
+        eval_every=trial.DEFAULT_EVAL_EVERY,
+        seeds=trial.DEFAULT_SEEDS,
+        image_size=outline.default_size,
+        train_images=min(train, trial.DEFAULT_TRAIN_IMAGES),
+        val_images=min(val, trial.DEFAULT_VAL_IMAGES),
+    )
+
+
+def start_measure(options: MeasureOptions) -> str:
+    """Put a measurement of the chosen network on the chosen data into the queue."""
+    space = current()
+    choice = space.choice
+    size = options.image_size or model_outline(choice).default_size
+    space.set_measure(options)
+    numbers = {
+        "--samples": options.samples,
+        "--image-size": size,
+        "--seed": options.seed,
+    }
+    if options.batch_size is not None:
+        numbers["--batch-size"] = options.batch_size
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["measure", *_model_arguments(choice), "--data", choice.data]
+        arguments += _flags(numbers)
+        arguments += ["--device", options.device, "--dtype", options.dtype]
+        # Histograms cost little next to a pass, and the page draws them.
+        arguments.append("--histograms")
+        if options.transfer:
+            arguments.append("--transfer")
+        return [*arguments, "--out", str(folder / "diagnosis.json"), *_worker_files(folder)]
+
+    return _start(
+        "measure", argv, {"samples": options.samples, "image_size": size, "device": options.device}
+    )
+
+
+def start_finetune(options: TrainOptions, plan: ReinitPlan) -> str:
+    """Put a fine-tune of the plan against the untouched network into the queue."""
+    space = current()
+    choice = space.choice
+    space.set_train(options)
+    numbers = {
+        "--steps": options.steps,
+        "--batch-size": options.batch_size,
+        "--lr": options.lr,
+        "--eval-every": options.eval_every,
+        "--image-size": options.image_size,
+        "--train-images": options.train_images,
+        "--val-images": options.val_images,
+    }
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["finetune", *_model_arguments(choice), "--data", choice.data]
+        arguments += ["--plan", _write_plan(plan, folder)]
+        if options.random_control:
+            arguments.append("--random-control")
+        arguments += _flags(numbers)
+        arguments += ["--seeds", ",".join(map(str, options.seeds)), "--device", options.device]
+        return [*arguments, "--out", str(folder), *_worker_files(folder)]
+
+    return _start(
+        "finetune",
+        argv,
+        {
+            "plan": plan.name,
+            "layers": [target.layer for target in plan.targets],
+            "steps": options.steps,
+            "seeds": list(options.seeds),
+            "random_control": options.random_control,
+            "batch_size": options.batch_size,
+            "image_size": options.image_size,
+        },
+    )
+
+
+def start_apply(plan: ReinitPlan) -> str:
+    """Put a run that writes the edited weights into the queue."""
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["apply", _write_plan(plan, folder)]
+        return [*arguments, "--out", str(folder / "reinit.safetensors"), *_worker_files(folder)]
+
+    return _start("apply", argv, {"plan": plan.name, "plan_json": core.plan_json(plan)})
+
+
+def start_plan(rule: str, options: Mapping[str, object], scheme: str, seed: int) -> str:
+    """Put a run in which a rule makes a plan into the queue."""
+    space = current()
+    choice = space.choice
+    device = space.measure_options.device
+    sources = _plan_sources(rule, scheme)
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["plan", *_model_arguments(choice), "--rule", rule, "--scheme", scheme]
+        arguments += _flags({f"--{name}": value for name, value in options.items()})
+        arguments += [*sources, "--device", device, "--seed", str(seed), "--name", rule]
+        return [*arguments, "--out", str(folder / "plan.json"), *_worker_files(folder)]
+
+    return _start("plan", argv, {"plan": rule})
+
+
+def start_preview(plan: ReinitPlan) -> str:
+    """Put a preview of the plan on the chosen images into the queue."""
+    space = current()
+    data, options = space.choice.data, space.measure_options
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["preview", _write_plan(plan, folder), "--data", data]
+        if options.image_size:
+            arguments += ["--image-size", str(options.image_size)]
+        arguments += ["--device", options.device, "--out", str(folder / "preview.json")]
+        return [*arguments, *_worker_files(folder)]
+
+    return _start("preview", argv, {"plan": plan.name, "plan_json": core.plan_json(plan)})
+
+
+def _start(kind: RunKind, argv: Callable[[Path], list[str]], facts: Mapping[str, object]) -> str:
+    """Queue a run of this workspace; the chosen network and images are kept with its facts."""
+    space = current()
+    chosen = {
+        "choice": space.choice.model_dump(mode="json"),
+        "title": model_title(space.choice),
+    }
+    return runs.queue.start(kind, space.folder, argv, {**chosen, **facts})
+
+
+def _plan_sources(rule: str, scheme: str) -> list[str]:
+    """Return the arguments for what a rule or scheme looks at besides the weights."""
+    space = current()
+    choice = space.choice
+    stored = latest_diagnosis()
+    fits = stored is not None and not is_stale(stored.diagnosis, choice)
+    needs = next((info.needs for info in rule_infos() if info.name == rule), "nothing")
+    draws = next((info.needs_data for info in scheme_infos() if info.name == scheme), False)
+    if fits and stored is not None and (needs == "a diagnosis" or draws):
+        return ["--diagnosis", str(stored.path)]
+    if needs in ("a diagnosis", "images") or draws:
+        size = space.measure_options.image_size
+        return ["--data", choice.data, *(["--image-size", str(size)] if size else [])]
+    return ["--classes", str(len(data_outline(choice).classes))]
+
+
+def _flags(values: Mapping[str, object]) -> list[str]:
+    return [part for flag, value in values.items() for part in (flag, str(value))]
+
+
+def _model_arguments(choice: Choice) -> list[str]:
+    arguments = ["--model", choice.model]
+    if choice.checkpoint:
+        arguments += ["--checkpoint", choice.checkpoint]
+    elif choice.weights == "none":
+        arguments += ["--weights", "none"]
+    return arguments
+
+
+def _write_plan(plan: ReinitPlan, folder: Path) -> str:
+    path = folder / "plan.json"
+    core.write_plan(plan, path)
+    return str(path)
+
+
+def _worker_files(folder: Path) -> list[str]:
+    return ["--events", str(folder / "events.jsonl"), "--stop-file", str(folder / "stop")]

@@ -1,0 +1,75 @@
+"""Figures show what the records say: means over seeds that are through, the pick, no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.records import ArmCurve, StepRecord
+from core.trial.verdict import UNTOUCHED
+from dashboard import charts
+from dashboard.charts.axes import picked_columns
+from dashboard.charts.curves import arm_styles
+
+
+def curve(arm: str, seed: int, accuracies: list[float | None]) -> ArmCurve:
+    """A curve with a training loss of 1 / step, evaluated where an accuracy is given."""
+    steps = tuple(
+        StepRecord(
+            arm=arm,
+            seed=seed,
+            step=step,
+            train_loss=1.0 / step if step else None,
+            val_accuracy=accuracy,
+            wall_s=float(step),
+        )
+        for step, accuracy in enumerate(accuracies)
+    )
+    return ArmCurve(arm=arm, seed=seed, steps=steps)
+
+
+def test_the_mean_is_over_seeds_that_are_through_and_a_late_one_is_its_own_line() -> None:
+    curves = [
+        curve("plan", 0, [0.0, 0.2, 0.4]),
+        curve("plan", 1, [0.2, 0.4, 0.8]),
+        curve("plan", 2, [0.9, 1.0]),
+    ]
+
+    figure = charts.curve_figure(curves, "val_accuracy", last_step=2)
+
+    band, mean, late = figure.data
+    assert list(mean.y) == pytest.approx([0.1, 0.3, 0.6])
+    assert list(band.y) == pytest.approx([0.2, 0.4, 0.8, 0.4, 0.2, 0.0])
+    assert list(late.y) == pytest.approx([0.9, 1.0])
+    assert [trace.showlegend for trace in (band, late)] == [False, False]
+
+
+def test_the_untouched_arm_comes_first_and_looks_the_same_whoever_else_is_there() -> None:
+    curves = [curve(arm, 0, [0.1]) for arm in ("plan", UNTOUCHED, "other")]
+
+    order = charts.arm_order(curves)
+
+    assert order == [UNTOUCHED, "plan", "other"]
+    alone, among = arm_styles([UNTOUCHED]), arm_styles(order)
+    assert alone[UNTOUCHED] == among[UNTOUCHED]
+    assert len(set(among.values())) == 3
+
+
+def test_the_line_in_a_table_skips_steps_without_a_look_at_the_validation_images() -> None:
+    curves = [curve("plan", 0, [0.1, None, 0.5]), curve("plan", 1, [0.3, None, None])]
+
+    assert charts.spark(curves, "plan") == pytest.approx([0.2, 0.5])
+
+
+def test_neighbouring_picks_are_one_outline() -> None:
+    names = ["a", "b", "c", "d", "e"]
+
+    assert picked_columns(names, ["e", "b", "a", "gone"]) == [(0, 1), (4, 4)]
+
+
+def test_a_heatmap_has_room_for_its_rows_before_there_are_data() -> None:
+    heights = [charts.heatmap_height(rows) for rows in range(5)]
+
+    # One row would leave no room for its label.
+    assert heights[0] == heights[1] == heights[2]
+    assert np.all(np.diff(heights[2:]) > 0)

@@ -1,0 +1,68 @@
+"""The script of every page: what it opens on, and what it does before anybody may see a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dashboard import words
+from dashboard.store import workspace as workspace_room
+from tests.pages import (
+    APP,
+    PATIENCE_S,
+    assert_well,
+    open_app,
+    outline,
+    put_work,
+    shown,
+)
+
+pytestmark = pytest.mark.usefixtures("fresh_queue")
+
+
+def test_the_app_opens_on_the_embedded_default_with_measuring_one_click_away() -> None:
+    app = open_app()
+
+    text = shown(app)
+    assert "EfficientNet-Lite0" in text
+    assert "BloodMNIST (blood cells)" in text
+    assert words.head_sentence(outline()) in text
+    app.switch_page("views/measure.py").run()
+    assert app.button(key="measure_start").label == "Measure"
+
+
+def test_a_malformed_workspace_in_the_address_never_becomes_a_path(limber_home: Path) -> None:
+    app = AppTest.from_file(APP, default_timeout=PATIENCE_S)
+    app.query_params["w"] = "../../outside"
+
+    app.run()
+
+    assert_well(app)
+    assert workspace_room.WORKSPACE_ID.fullmatch("".join(app.query_params["w"]))
+    assert not (limber_home.parent / "outside").exists()
+
+
+def test_nothing_is_shown_or_kept_before_a_login_that_is_asked_for(limber_home: Path) -> None:
+    put_work(1)
+    app = AppTest.from_file(APP, default_timeout=PATIENCE_S)
+    app.secrets["auth"] = {"client_id": "limber"}
+    app.query_params["w"] = f"{1:016x}"
+
+    app.run()
+
+    assert_well(app)
+    assert app.button(key="log_in")
+    assert len(app.button) == 1
+    assert "Chest" not in shown(app)
+    assert [path.name for path in (limber_home / "workspaces").iterdir()] == [f"{1:016x}"]
+
+
+def test_pages_that_anyone_could_reach_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dashboard.gate.is_closed", lambda: True)
+
+    app = AppTest.from_file(APP, default_timeout=PATIENCE_S).run()
+
+    assert "streamlit run dashboard/app.py" in app.error[0].value
+    assert not app.button
