@@ -12,7 +12,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import LimberError
-from core.records import Diagnosis, Finding, Pattern
+from core.records import Diagnosis, Finding, Pattern, ReinitPlan
 from dashboard import charts, store, words
 
 if TYPE_CHECKING:
@@ -379,6 +379,15 @@ def change_picks(**changes: object) -> None:
     gave_way = space.change_picks(**changes)
     if gave_way:
         store.notice("info", words.gave_way(gave_way, way))
+
+
+def warn_of_other_images(plan: ReinitPlan) -> None:
+    """Say so where a plan was chosen on other images than those that are chosen now."""
+    if store.made_for_other_images(plan):
+        st.warning(
+            "This plan was chosen on other images than those that are chosen now. Make it again "
+            "under Pick, or choose its images again."
+        )
 
 
 def set_layers(layers: Iterable[str], *, patterns: tuple[Pattern, ...] | None = None) -> bool:

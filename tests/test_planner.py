@@ -51,3 +51,28 @@ def test_the_plan_of_a_rule_stays_whole_until_it_is_cleared() -> None:
     app.button(key="undo").click().run()
     app.button(key="undo").click().run()
     assert space().picks == before
+
+
+def test_a_plan_that_was_chosen_on_other_images_says_so_wherever_it_is_used() -> None:
+    plan = core.plan_by_rule(
+        core.resolve_model("tf_efficientnet_lite0"),
+        "weight-magnitude",
+        {"percent": 10.0},
+        classes=8,
+        wish=core.Wish(layers=PICKED),
+    )
+    shown = core.outline_data(core.resolve_data("bloodmnist")).fingerprint
+
+    for seen, warned in (("0" * 64, True), (shown, False), (None, False)):
+        evidence = plan.evidence.model_copy(update={"data_fingerprint": seen})
+        given = core.resealed(plan.model_copy(update={"evidence": evidence}))
+        assert given.companion is not None
+        assert given.companion_bytes is not None
+        files = [("plan.json", core.plan_json(given).encode(), "application/json")]
+        files.append((given.companion.file, given.companion_bytes, "application/octet-stream"))
+        app = open_app("export")
+        app.file_uploader(key="plan_upload_0").set_value(files).run()
+        for page in ("pick", "watch", "export"):
+            app = open_app(page)
+            said = [warning.value for warning in app.warning if "other images" in warning.value]
+            assert bool(said) is warned, (page, seen)

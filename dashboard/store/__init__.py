@@ -17,6 +17,7 @@ from dashboard.store.own_runs import (
     stop_run,
 )
 from dashboard.store.present_plan import (
+    made_for_other_images,
     pick_size,
     plan_model,
     present_plan,
@@ -97,6 +98,7 @@ __all__ = [
     "live_run",
     "live_runs",
     "look_at_data",
+    "made_for_other_images",
     "measure_seconds",
     "metric_infos",
     "model_entries",

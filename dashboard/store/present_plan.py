@@ -12,7 +12,7 @@ from core.records import Evidence, ModelOutline, Pattern, ReinitPlan
 from dashboard.store.measurements import is_stale, latest_diagnosis
 from dashboard.store.memo import Memo
 from dashboard.store.session import current
-from dashboard.store.values import changed_at, scheme_infos, size_of
+from dashboard.store.values import changed_at, data_outline, scheme_infos, size_of
 
 _plans: Memo[ReinitPlan] = Memo(max_entries=8)
 _sizes: Memo[PlanSize] = Memo(max_entries=32)
@@ -35,6 +35,12 @@ def present_plan(outline: ModelOutline) -> ReinitPlan:
 
     # Sealing hashes megabytes of companion, so it runs once per change, not once per rerun.
     return _plans.get((str(path), changed_at(str(path)), picks.name, picks.freeze), read)
+
+
+def made_for_other_images(plan: ReinitPlan) -> bool:
+    """Return whether a plan was chosen on other images than those that are chosen now."""
+    seen = plan.evidence.data_fingerprint
+    return seen is not None and seen != data_outline(current().choice).fingerprint
 
 
 def plan_from_picks(outline: ModelOutline) -> ReinitPlan:

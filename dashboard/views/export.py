@@ -31,6 +31,7 @@ def page() -> None:
     if space.picks.layers:
         with frame.showing_errors():
             plan = store.present_plan(outline)
+            frame.warn_of_other_images(plan)
             _words(plan, outline)
             left, right = st.columns(2, gap="large")
             with left:

@@ -284,6 +284,7 @@ def _made(outline: ModelOutline) -> None:
     st.subheader("The plan")
     with frame.showing_errors():
         plan = store.present_plan(outline)
+        frame.warn_of_other_images(plan)
         rule = "" if plan.rule is None else f" Chosen by the rule {plan.rule.name}."
         size = store.pick_size(outline)
         text = words.plan_words(plan, outline.title, size.parameters, size.total)

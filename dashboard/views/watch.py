@@ -81,6 +81,8 @@ def _form(space: store.Workspace, outline: ModelOutline) -> None:
             device=device,
             random_control=random_control,
         )
+    with frame.showing_errors():
+        frame.warn_of_other_images(store.present_plan(outline))
     seconds = store.finetune_seconds(options) if options else None
     st.caption(words.estimate(seconds) if seconds else "")
     if st.button("Start", type="primary", key="train_start", disabled=not options) and options:
