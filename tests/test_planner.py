@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import core
@@ -76,3 +78,22 @@ def test_a_plan_that_was_chosen_on_other_images_says_so_wherever_it_is_used() ->
             app = open_app(page)
             said = [warning.value for warning in app.warning if "other images" in warning.value]
             assert bool(said) is warned, (page, seen)
+
+
+def test_a_plan_made_without_data_is_taken_under_the_head_of_the_chosen_images() -> None:
+    network = core.outline_model(core.resolve_model("tf_efficientnet_lite0"))
+    plan = core.make_plan(network, core.match_layers(network, "blocks.6*"))
+    assert plan.model.head == "own"
+
+    app = open_app("export")
+    document = core.plan_json(plan).encode()
+    app.file_uploader(key="plan_upload_0").set_value(("plan.json", document, "application/json"))
+    app.run()
+
+    assert_well(app)
+    assert not app.error
+    assert space().picks.layers == tuple(target.layer for target in plan.targets)
+    shown = json.loads(
+        next(code.value for code in open_app("export").code if code.language == "json")
+    )
+    assert (shown["model"]["head"], shown["model"]["classes"]) == ("new", 8)
