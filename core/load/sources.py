@@ -353,24 +353,6 @@ def _check_npz(path: Path, headers: Mapping[str, ArrayHeader], second: str) -> N
         )
 
 
-def check_npz(path: Path) -> int:
-    """Hold what an npz file of images claims against what may be read; no array is loaded.
-
-    Returns:
-        Bytes of the arrays once unpacked.
-
-    Raises:
-        DataError: No npz file, or more than may be read.
-    """
-    try:
-        return sum(header.bytes for header in array_headers(path).values())
-    except (OSError, ArrayError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise DataError(
-            f'"{path.name}" is not a readable npz file of plain arrays ({why}).'
-        ) from error
-
-
 def torchvision_sets() -> tuple[str, ...]:
     """Return the torchvision classification sets that can be opened from a folder on disk."""
     import torchvision.datasets as sets

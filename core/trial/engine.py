@@ -53,7 +53,7 @@ def finetune(
     """Train every arm under every seed and yield each step as it is done.
 
     Args:
-        arms: The control first. Each is built anew for every seed.
+        arms: The untouched one first. Each is built anew for every seed.
         images: Decoded images.
         settings: Shared by all arms.
         seeds: Each gives one head, one batch order and one stream of dropout masks.
