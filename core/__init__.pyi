@@ -3,10 +3,13 @@ from core.catalogue.checks import list_presets as list_presets
 from core.catalogue.metrics import list_metrics as list_metrics
 from core.catalogue.rules import list_rules as list_rules
 from core.catalogue.schemes import list_schemes as list_schemes
+from core.files.attributions import read_attribution as read_attribution
+from core.files.attributions import write_attribution as write_attribution
 from core.files.companions import plan_json as plan_json
 from core.files.companions import resealed as resealed
 from core.files.curves import read_curves as read_curves
 from core.files.diagnoses import read_diagnosis as read_diagnosis
+from core.files.diagnoses import read_inside as read_inside
 from core.files.diagnoses import read_units as read_units
 from core.files.diagnoses import write_diagnosis as write_diagnosis
 from core.files.plans import plan_schema as plan_schema
@@ -22,10 +25,13 @@ from core.load import resolve_model as resolve_model
 from core.load import sample_images as sample_images
 from core.pipeline.applying import plan_outline as plan_outline
 from core.pipeline.applying import reset_weights as reset_weights
+from core.pipeline.attributing import AttributeSettings as AttributeSettings
+from core.pipeline.attributing import attribute as attribute
 from core.pipeline.batches import outline_model as outline_model
 from core.pipeline.exporting import export_plan as export_plan
 from core.pipeline.measuring import MeasureSettings as MeasureSettings
 from core.pipeline.measuring import diagnose as diagnose
+from core.pipeline.measuring import diagnose_inside as diagnose_inside
 from core.pipeline.planning.control import random_control as random_control
 from core.pipeline.planning.rules import Wish as Wish
 from core.pipeline.planning.rules import plan_by_rule as plan_by_rule

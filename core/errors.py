@@ -37,6 +37,8 @@ class Remedy(StrEnum):
     LIST_RULES = "list-rules"
     LIST_SCHEMES = "list-schemes"
     LIST_LAYERS = "list-layers"
+    OTHER_METHOD = "choose-another-method"
+    LOOK_INSIDE = "measure-and-look-inside"
     LAYERS_OR_UNITS = "give-layers-or-units"
     GIVE_OPTION = "give-the-option"
     OTHER_OPTION = "give-another-value-of-the-option"

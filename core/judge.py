@@ -42,7 +42,7 @@ def rejudge(
     """
     chosen = preset_named(preset)
     limits = checked_thresholds(chosen, thresholds or {})
-    found = judgement(diagnosis.layers, preset=preset, thresholds=limits)
+    judged = judgement(diagnosis.layers, preset=preset, thresholds=limits)
     return diagnosis.model_copy(
         update={
             "preset": chosen.name,
@@ -51,8 +51,8 @@ def rejudge(
                 for check in chosen.checks
                 if limits[check.name] != check.threshold
             },
-            "findings": found.findings,
-            "remarks": found.remarks,
+            "findings": judged.findings,
+            "remarks": judged.remarks,
         }
     )
 
@@ -104,7 +104,7 @@ def judgement(
     weighty = [layer for layer in layers if not layer.head and layer.kind != "norm"]
     for check in chosen.checks:
         limit = limits[check.name]
-        says = check.says.format(threshold=limit, percent=100 * limit)
+        says = check.predicate(limit)
         if check.compare.startswith("ratio"):
             hits, without = _beyond_twin(check, limit, weighty)
             if without:
@@ -225,12 +225,12 @@ def _readings(check: Check, limit: float, layers: Sequence[LayerReport]) -> list
             return False
         return _COMPARE[check.compare](value, limit)
 
-    found = []
+    readings = []
     for layer in layers:
         value, twin = _values(layer, check.metric)
         if value is not None:
-            found.append(_Reading(layer.name, value, twin, trips(value), trips(twin)))
-    return found
+            readings.append(_Reading(layer.name, value, twin, trips(value), trips(twin)))
+    return readings
 
 
 def _first_over_last(check: Check, limit: float, layers: Sequence[LayerReport]) -> list[_Reading]:
@@ -275,7 +275,7 @@ def _far_beyond(check: Check, reading: _Reading) -> bool:
     if twin is None or value == twin:
         return False
     if _METRICS[check.metric].unit == "share" and check.compare != "first_over_last_below":
-        value, twin = (each / (1 - each) if each < 1 else math.inf for each in (value, twin))
+        value, twin = (share / (1 - share) if share < 1 else math.inf for share in (value, twin))
     if check.compare == "above":
         return value >= FAR_BEYOND * twin
     return FAR_BEYOND * value <= twin

@@ -90,8 +90,8 @@ def limit_time(seconds: int, over: Callable[[], None]) -> None:
 def is_no_memory(error: BaseException) -> bool:
     """Whether an error, or one it was raised from, says that memory was refused."""
     return any(
-        isinstance(each, MemoryError) or any(sign in str(each) for sign in NO_MEMORY)
-        for each in _chain(error)
+        isinstance(cause, MemoryError) or any(sign in str(cause) for sign in NO_MEMORY)
+        for cause in _chain(error)
     )
 
 

@@ -183,7 +183,20 @@ EQUAL_SPREAD = 1e-6
 
 
 def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
-    """Return the exponent of a power law fitted to the upper tail of a spectrum; NaN if too few.
+    """Return the exponent that `power_law_tail` fits; NaN where there is none.
+
+    Args:
+        eigenvalues: (k,) of W'W, not negative.
+
+    Source:
+        Clauset, Shalizi & Newman 2009, arXiv:0706.1062; see `power_law_tail`.
+    """
+    tail = power_law_tail(eigenvalues)
+    return math.nan if tail is None else tail[0]
+
+
+def power_law_tail(eigenvalues: Float[Tensor, " k"]) -> tuple[float, float, int] | None:
+    """Return a power law fitted to the upper tail of a spectrum; None if there are too few.
 
     The tail begins at that eigenvalue for which the fitted law comes closest to the empirical
     distribution (Kolmogorov-Smirnov distance); the exponent is the maximum-likelihood one,
@@ -193,7 +206,8 @@ def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
         eigenvalues: (k,) of W'W, not negative.
 
     Returns:
-        alpha > 1. NaN below `FEWEST_EIGENVALUES` positive eigenvalues or when all are equal.
+        alpha > 1, the eigenvalue at which the tail begins, and how many the tail holds. None
+        below `FEWEST_EIGENVALUES` positive eigenvalues or when all are equal.
 
     Source:
         Clauset, Shalizi & Newman 2009, arXiv:0706.1062, as Martin & Mahoney apply it to layers
@@ -207,7 +221,7 @@ def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
     values = values[values > values.max() * 1e-12].sort().values if values.numel() else values
     n = values.numel()
     if n < FEWEST_EIGENVALUES:
-        return math.nan
+        return None
     logs = values.log()
     starts = torch.arange(n - max(10, n // 10) + 1, device=values.device)
     tail = n - starts
@@ -225,7 +239,9 @@ def power_law_alpha(eigenvalues: Float[Tensor, " k"]) -> float:
     uneven = spread > EQUAL_SPREAD * tail
     distance = torch.where(uneven, distance, torch.inf)
     best = int(distance.argmin())
-    return float(alpha[best]) if uneven[best] else math.nan
+    if not uneven[best]:
+        return None
+    return float(alpha[best]), float(values[best]), int(tail[best])
 
 
 def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " k"]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from dashboard import gate  # noqa: E402 - needs the path above
+from dashboard import gate, plot  # noqa: E402 - needs the path above
 
 try:
     DOOR = gate.open_door()
@@ -35,6 +35,7 @@ async def announced(_: st.App) -> AsyncIterator[None]:
 
 app = st.App(
     Path(__file__).with_name("main.py"),
+    routes=plot.routes(),
     middleware=[Middleware(gate.Gate, door=DOOR)],
     lifespan=announced,
 )

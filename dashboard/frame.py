@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,38 +11,43 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from core.errors import LimberError
-from core.records import Diagnosis, Finding, Pattern, ReinitPlan
-from dashboard import charts, store, words
+from core.records import Pattern, ReinitPlan
+from dashboard import store, words
 
 if TYPE_CHECKING:
-    from core.catalogue.metrics import MetricInfo
+    pass
 
-Step = Literal["choose", "measure", "pick", "watch", "export"]
+Step = Literal["look", "choose", "watch", "export", "glossary"]
 
 TITLES: dict[Step, str] = {
+    "look": "Look",
     "choose": "Choose",
-    "measure": "Measure",
-    "pick": "Pick",
     "watch": "Watch",
     "export": "Export",
+    "glossary": "Glossary",
 }
 LIVE_EVERY_S = 0.5
 DEVICES = ("auto", "cpu", "cuda")
-SEVERITY_ICONS = {
-    "warning": ":material/warning:",
-    "notice": ":material/visibility:",
-    "info": ":material/info:",
-}
-
-
-# Findings are buttons whose sentences start at the left. On a phone, charts of layers scroll
-# sideways and are so wide that a finger can hit one layer.
+# Findings are sentences to click: they start at the left and look like links. On a phone, charts of
+# layers scroll sideways and are so wide that a finger can hit one layer.
 STYLE = """<style>
-[class*="st-key-findings"] button { justify-content: flex-start; text-align: left; }
+[data-testid="stMainBlockContainer"] { padding: 3.25rem 2rem 4rem; }
+[class*="st-key-findings"] button {
+  justify-content: flex-start; text-align: left; min-height: 1.75rem; padding: 0.1rem 0;
+}
 [class*="st-key-findings"] button > div { justify-content: flex-start; }
+[class*="st-key-findings"] button p {
+  text-decoration: underline; text-decoration-style: dotted; text-underline-offset: 0.2em;
+}
+/* The strip stays in sight while an open layer scrolls past it. */
+@media (min-width: 641px) {
+  [data-testid="stColumn"]:has(.st-key-layers_scroll) {
+    position: sticky; top: 3.5rem; align-self: flex-start;
+  }
+}
 @media (max-width: 640px) {
+  [data-testid="stMainBlockContainer"] { padding: 3.25rem 1rem 4rem; }
   .st-key-layers_scroll { overflow-x: auto; }
-  .st-key-layers_scroll > div { min-width: WIDTHpx; }
   .st-key-layers_scroll::before {
     content: "Swipe sideways for the other layers"; position: sticky; left: 0;
     font-size: 0.875rem; opacity: 0.7;
@@ -56,90 +60,18 @@ DARK_STYLE = """<style>
 [data-variant="pills"][aria-checked="true"], [data-variant="pills"][aria-pressed="true"],
 [role="tab"][aria-selected="true"] { color: #7CC4CB !important; }
 </style>"""
-# While somebody types, the shortcut of Undo would take back a pick instead of a word. So the key
-# is caught before Streamlit sees it; the browser's own undo still works.
+# While somebody types, the shortcuts of Undo and Redo would take back a pick instead of a word. So
+# the key is caught before Streamlit sees it; the browser's own undo still works.
 TYPING = """<script>
 if (!window.limberTyping) {
   window.limberTyping = true;
   window.addEventListener("keydown", (event) => {
-    const undo = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z";
+    const undo = (event.ctrlKey || event.metaKey) && "zy".includes(event.key.toLowerCase());
     const field = event.target.closest?.("input:not([type=checkbox]), textarea");
     if (undo && field) event.stopPropagation();
   }, true);
 }
 </script>"""
-PHONE_LABELS_PX = 150
-PHONE_LAYER_PX = 9
-
-
-@dataclass(frozen=True, slots=True)
-class HeatChoice:
-    """What a person wants to see of a heatmap of layers.
-
-    Attributes:
-        view: Which number colours a cell.
-        infos: The rows.
-        fade: Whether to fade what is noise.
-    """
-
-    view: charts.HeatView
-    infos: list[MetricInfo]
-    fade: bool
-
-
-def heatmap_controls(key: str, diagnosis: Diagnosis) -> HeatChoice:
-    """Draw the choice of colours and rows of a heatmap of layers; return what was chosen."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        view = st.segmented_control(
-            "Colour",
-            tuple(words.VIEWS),
-            default="ratio",
-            required=True,
-            format_func=words.VIEWS.__getitem__,
-            key=f"{key}_view",
-            wrap=True,
-            help=words.VIEW_HELP,
-        )
-        rows = st.segmented_control(
-            "Metrics",
-            tuple(words.METRIC_CHOICES),
-            default="main",
-            required=True,
-            key=f"{key}_rows",
-            wrap=True,
-            format_func=words.METRIC_CHOICES.__getitem__,
-        )
-        fade = st.toggle(
-            "Fade noise",
-            value=True,
-            key=f"{key}_fade",
-            disabled=view != "ratio",
-            help=words.FADE_HELP,
-        )
-    layer_infos = [info for info in store.metric_infos() if info.level == "layer"]
-    chosen = {
-        "main": [info for info in layer_infos if info.name in words.MAIN_METRICS],
-        "all": layer_infos,
-    }.get(rows or "main", [info for info in layer_infos if info.family == rows])
-    # A row without a figure for this network would be hatched from end to end.
-    filled = [info for info in chosen if _anywhere(diagnosis, info)]
-    return HeatChoice(view or "ratio", filled or chosen, fade and view == "ratio")
-
-
-def _anywhere(diagnosis: Diagnosis, info: MetricInfo) -> bool:
-    return any(
-        layer.metrics[info.name].value is not None
-        for layer in diagnosis.layers
-        if info.name in layer.metrics
-    )
-
-
-@contextmanager
-def layers_scroll(layers: int) -> Iterator[None]:
-    """Hold a chart of that many layers; on a phone it scrolls sideways."""
-    st.html(STYLE.replace("WIDTH", str(PHONE_LABELS_PX + PHONE_LAYER_PX * layers)))
-    with st.container(key="layers_scroll"):
-        yield
 
 
 def device_field(device: str, *, key: str) -> str:
@@ -220,6 +152,7 @@ def sidebar() -> Callable[[], None]:
         _plan_actions()
         _running()
         st.html(TYPING, unsafe_allow_javascript=True)
+        st.html(STYLE)
         if is_dark():
             st.html(DARK_STYLE)
 
@@ -250,10 +183,14 @@ def _facts(slot: DeltaGenerator) -> None:
                 if picks.layers
                 else "No layer picked"
             )
+            more = ""
         else:
             size = store.pick_size(outline)
-            line = words.plan_line(size.layers, size.parameters, size.total, picks.scheme)
-        _fact("Plan", line)
+            line = words.plan_line(size.layers, size.parameters, size.total)
+            more = words.plan_how(picks.scheme, store.plan_rule(outline), len(picks.freeze))
+        _fact("Your plan", line)
+        if more and picks.layers:
+            st.caption(words.escape(more))
 
 
 def _fact(label: str, text: str) -> None:
@@ -265,15 +202,22 @@ def _fact(label: str, text: str) -> None:
 @store.guarded
 def _plan_actions() -> None:
     space = store.current()
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, gap="xsmall"):
         st.button(
             "Undo",
             key="undo",
             on_click=_undo,
             disabled=not space.can_undo,
             shortcut="Ctrl+Z",
-            icon=":material/undo:",
-            help="Bring back the pick from before the last change.",
+            help="Bring back the plan from before the last change.",
+        )
+        st.button(
+            "Redo",
+            key="redo",
+            on_click=_redo,
+            disabled=not space.can_redo,
+            shortcut="Ctrl+Y",
+            help="Make the change again that Undo took back.",
         )
         st.button(
             "Clear",
@@ -287,6 +231,11 @@ def _plan_actions() -> None:
 @store.act
 def _undo() -> None:
     store.current().undo()
+
+
+@store.act
+def _redo() -> None:
+    store.current().redo()
 
 
 @store.act
@@ -353,23 +302,6 @@ def _stop(run_id: str) -> None:
     store.stop_run(run_id)
 
 
-def findings(shown: Sequence[Finding], *, key: str, disabled: bool = False) -> None:
-    """List findings as sentences; a click on one picks its layers."""
-    with st.container(gap=None, key=key):
-        for index, finding in enumerate(shown):
-            st.button(
-                words.escape(words.finding_line(finding)),
-                key=f"{key}_{index}",
-                type="tertiary",
-                icon=SEVERITY_ICONS[finding.severity],
-                on_click=_pick_finding,
-                disabled=disabled,
-                args=(finding.layers,),
-                wrap=True,
-                help="Pick these layers, and only these. Undo brings the old pick back.",
-            )
-
-
 def change_picks(**changes: object) -> None:
     """Change picked or frozen layers, and say which gave way, because no layer can be both."""
     space = store.current()
@@ -386,7 +318,7 @@ def warn_of_other_images(plan: ReinitPlan) -> None:
     if store.made_for_other_images(plan):
         st.warning(
             "This plan was chosen on other images than those that are chosen now. Make it again "
-            "under Pick, or choose its images again."
+            "on the page Look, or choose its images again."
         )
 
 
@@ -415,12 +347,6 @@ def set_layers(layers: Iterable[str], *, patterns: tuple[Pattern, ...] | None = 
         patterns = space.picks.patterns if kept else ()
     change_picks(layers=kept, patterns=patterns)
     return True
-
-
-@store.act
-def _pick_finding(layers: tuple[str, ...]) -> None:
-    if set_layers(layers, patterns=()):
-        st.toast(f"{words.count(len(layers), 'layer')} picked")
 
 
 @contextmanager

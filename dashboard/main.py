@@ -32,11 +32,8 @@ frame.login()
 store.open_session()
 page = st.navigation(
     [
-        st.Page("views/choose.py", title="Choose", url_path="choose", default=True),
-        st.Page("views/measure.py", title="Measure", url_path="measure"),
-        st.Page("views/pick.py", title="Pick", url_path="pick"),
-        st.Page("views/watch.py", title="Watch", url_path="watch"),
-        st.Page("views/export.py", title="Export", url_path="export"),
+        st.Page(f"views/{step}.py", title=title, url_path=step, default=step == "look")
+        for step, title in frame.TITLES.items()
     ],
     position="top",
 )

@@ -25,6 +25,7 @@ from core.records.outline import stored_number
 from core.text import json_text, printable
 
 if TYPE_CHECKING:
+    from core.catalogue.attributions import MethodInfo
     from core.catalogue.checks import Check
     from core.catalogue.metrics import MetricInfo
 
@@ -121,6 +122,7 @@ RUN_TITLES = {
     "apply": "Writing weights",
     "plan": "Making the plan",
     "preview": "Looking ahead",
+    "attribute": "Looking what a layer carries",
 }
 COMPANION_HELP = (
     "Bit masks of the single weights or units that the plan resets. Keep this file next to "
@@ -256,7 +258,7 @@ DIFFERENCE_HELP = {
 # What the pages say can be done about an error, with their own labels in quotes. `{field}` is the
 # label of a rule's option.
 WAYS: Mapping[Remedy, str] = {
-    Remedy.GIVE_IMAGES: 'Measure the network first, on the page "Measure".',
+    Remedy.GIVE_IMAGES: 'Measure the network first, on the page "Look".',
     Remedy.PLAN_WITH_IMAGES: (
         'Take it under "Choose by a published rule" and press "Make the plan": that looks at your '
         "images."
@@ -279,10 +281,12 @@ WAYS: Mapping[Remedy, str] = {
     Remedy.LIST_METRICS: 'Choose another in the field "Figure".',
     Remedy.LIST_RULES: 'Choose one in the field "Rule".',
     Remedy.LIST_SCHEMES: 'Choose one in the field "Scheme".',
-    Remedy.LIST_LAYERS: 'See the names in the table under "Pick by hand".',
+    Remedy.LIST_LAYERS: 'See the names in the field "Layer".',
+    Remedy.OTHER_METHOD: 'Choose another "Method".',
+    Remedy.LOOK_INSIDE: 'Press "Measure again".',
     Remedy.LAYERS_OR_UNITS: (
-        'Pick whole layers under "Pick by hand", or units by a rule under "Choose by a published '
-        'rule".'
+        'Pick whole layers in the table under "Your plan", or units by a rule under "Choose by a '
+        'published rule".'
     ),
     Remedy.GIVE_OPTION: 'Fill in the field "{field}".',
     Remedy.OTHER_OPTION: 'Change the field "{field}".',
@@ -386,6 +390,23 @@ def metric_help(info: MetricInfo) -> str:
     return "\n\n".join(parts)
 
 
+def method_help(method: MethodInfo) -> str:
+    """Return what an attribution method says, compares with and rests on, as markdown."""
+    parts = [escape(method.reads), f"**Formula** `{method.formula.replace('`', '')}`"]
+    if method.baseline:
+        parts.append(f"**Baseline** {escape(method.baseline)}")
+    parts.append(f"**Applies to** {escape(method.applies_to)}")
+    parts.append(f"**Source** {escape(method.source)} ({escape(method.captum)} of Captum)")
+    return "\n\n".join(parts)
+
+
+def meaning(info: MetricInfo) -> str:
+    """Return in half a sentence what a metric says, and which way worries."""
+    says = re.split(r"(?<=[.:;]) ", info.reads, maxsplit=1)[0].rstrip(".:;")
+    worries = {"high": " High is stiff.", "low": " Low is stiff."}.get(info.bad or "", "")
+    return f"{says}.{worries}"
+
+
 def against_twin(ratio: Ratio, twin: float | None) -> str:
     """Return how a value compares with its twin's, in words; empty where there is no value.
 
@@ -440,11 +461,19 @@ def gave_way(layers: Sequence[str], way: GaveWay) -> str:
     )
 
 
-def plan_line(layers: int, touched: int, total: int, scheme: str) -> str:
-    """Return the plan in one line."""
+def plan_line(layers: int, touched: int, total: int) -> str:
+    """Return what a plan resets, in one line."""
     if not layers:
         return "No layer picked"
-    return f"{count(layers, 'layer')}, {short(touched)} of {short(total)} weights, {scheme} init"
+    share = f" ({percent(touched / total)})" if total else ""
+    return f"{count(layers, 'layer')}, {short(touched)} of {short(total)} weights{share}"
+
+
+def plan_how(scheme: str, rule: str | None, frozen: int) -> str:
+    """Return how a plan came about and where its new values come from."""
+    by = "Picked by hand" if rule is None else f"By the rule {rule}"
+    kept = f", {count(frozen, 'layer')} frozen" if frozen else ""
+    return f"{by}, new values: {scheme}{kept}"
 
 
 def touch_sentence(layers: int, tensors: int, touched: int, total: int) -> str:
@@ -549,8 +578,7 @@ def check_title(check: Check) -> str:
 
 def check_help(check: Check) -> str:
     """Return what a check says and where it comes from, as markdown."""
-    says = check.says.format(threshold=check.threshold, percent=100 * check.threshold)
-    return f"Layers that {escape(says)}.\n\n**Source** {escape(check.source)}"
+    return f"Layers that {escape(check.predicate())}.\n\n**Source** {escape(check.source)}"
 
 
 def plan_words(plan: ReinitPlan, title: str, touched: int, total: int) -> str:

@@ -739,12 +739,7 @@ def pages(points: int, chance: random.Random, plan: str) -> Counts:
             tab.goto(app.url)
         for tab in tabs:
             journey.settled(tab)
-            journey.go(tab, "Measure")
-            journey.fill(tab, "Images", "2")
-            tab.get_by_role("button", name="Measure", exact=True).locator("visible=true").click()
-            expect(tab.get_by_role("button", name="Stop").first).to_be_visible(
-                timeout=journey.PATIENCE_MS
-            )
+            journey.start_measuring(tab, images=2)
         for _ in range(points):
             time.sleep(chance.uniform(0, 8))
             os.kill(app.pid, signal.SIGKILL)

@@ -14,8 +14,10 @@ expect.set_options(timeout=30_000)
 
 # Where a heatmap's cell lies on the page, and whose it is: Plotly keeps the edges of the drawn
 # cells in calcdata, in the units of its axes.
-CELL = """([figure, column, row]) => {
-  const drawn = figure.calcdata.find(([first]) => first?.trace?.type === "heatmap")[0];
+CELL = """([figure, column, row, plan]) => {
+  const heatmaps = figure.calcdata.map(([first]) => first)
+    .filter((first) => first?.trace?.type === "heatmap" && first.trace.hoverinfo !== "skip");
+  const drawn = heatmaps[plan ? heatmaps.length - 1 : 0];
   const { x, y, trace } = drawn;
   const { xaxis, yaxis } = figure._fullLayout._plots[trace.xaxis + trace.yaxis];
   const box = figure.getBoundingClientRect();
@@ -65,13 +67,26 @@ def fill(page: Page, label: str, value: str) -> None:
 
 
 def measure(page: Page, *, images: int) -> None:
-    """Measure the present choice on so many images and wait for the findings."""
-    go(page, "Measure")
-    fill(page, "Images", str(images))
-    page.get_by_role("button", name=re.compile("^Measure")).locator("visible=true").first.click()
-    expect(page.get_by_role("button", name="Stop").first).to_be_visible(timeout=PATIENCE_MS)
-    expect(page.get_by_role("heading", name="Findings")).to_be_visible(timeout=PATIENCE_MS)
+    """Measure the present choice on so many images and wait for the heatmap."""
+    start_measuring(page, images=images)
+    expect(page.locator("[data-testid=stMain]")).to_contain_text(
+        f"{images} images of", timeout=PATIENCE_MS
+    )
     settled(page)
+    heatmap(page)
+
+
+def start_measuring(page: Page, *, images: int) -> None:
+    """Start to measure the present choice on so many images."""
+    go(page, "Look")
+    again = page.get_by_role("button", name="Measure again")
+    if again.count():
+        again.click()
+        page.wait_for_timeout(500)
+    fill(page, "Images", str(images))
+    start = page.get_by_role("button", name=re.compile("^Measure( now)?$"))
+    start.locator("visible=true").first.click()
+    expect(page.get_by_role("button", name="Stop").first).to_be_visible(timeout=PATIENCE_MS)
 
 
 def heatmap(page: Page) -> Locator:
@@ -81,18 +96,27 @@ def heatmap(page: Page) -> Locator:
     return found
 
 
-def cell(page: Page, *, column: int, row: int = 0) -> Cell:
-    """Return where a heatmap's cell is, scrolled into view."""
+def cell(page: Page, *, column: int, row: int = 0, plan: bool = False) -> Cell:
+    """Return where a cell of the strip is, scrolled into view.
+
+    Args:
+        page: On Look.
+        column: Which layer, in forward order.
+        row: Which metric, from the top.
+        plan: In the plan's row instead, in which a click picks.
+    """
     figure = heatmap(page)
     figure.scroll_into_view_if_needed()
     page.wait_for_timeout(300)
-    found = page.evaluate(CELL, [figure.element_handle(), column, row])
+    found = page.evaluate(CELL, [figure.element_handle(), column, 0 if plan else row, plan])
     return Cell(**found)
 
 
-def click_cell(page: Page, *, column: int, row: int = 0, shift: bool = False) -> str:
-    """Click a heatmap's cell and return the name of its layer."""
-    target = cell(page, column=column, row=row)
+def click_cell(
+    page: Page, *, column: int, row: int = 0, plan: bool = False, shift: bool = False
+) -> str:
+    """Click a cell of the strip and return the name of its layer."""
+    target = cell(page, column=column, row=row, plan=plan)
     if shift:
         page.keyboard.down("Shift")
     page.mouse.click(target.x, target.y)
@@ -120,7 +144,7 @@ def choose_by_name(page: Page, name: str) -> None:
 
 
 def make_by_rule(page: Page, title: str, **fields: str) -> None:
-    """On Pick, choose a rule by its title, fill its fields, and wait for its plan."""
+    """On Look, choose a rule by its title, fill its fields, and wait for its plan."""
     page.get_by_text("Choose by a published rule").click()
     box = page.locator("[data-testid=stSelectbox]").filter(has_text="Rule").locator("input").first
     box.click()

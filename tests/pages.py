@@ -22,6 +22,7 @@ from core.records import (
 from dashboard.store import workspace as workspace_room
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = tuple(sorted(path.stem for path in (ROOT / "dashboard" / "views").glob("[a-z]*.py")))
 APP = str(ROOT / "dashboard" / "main.py")
 WORKSPACE = "0123456789abcdef"
 PATIENCE_S = 60.0
@@ -66,12 +67,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def open_app(page: str = "choose") -> AppTest:
+def open_app(page: str = "look") -> AppTest:
     app = AppTest.from_file(APP, default_timeout=PATIENCE_S)
     app.query_params["w"] = WORKSPACE
     workspace_room.workspace(WORKSPACE)
     app.run()
-    if page != "choose":
+    if page != "look":
         app.switch_page(f"views/{page}.py").run()
     assert_well(app)
     return app

@@ -14,10 +14,13 @@ from playwright.sync_api import Page, expect
 
 from tests import journey
 from tests.browser import open_page, serve_app
+from tests.pages import PAGES
 
 WINDOWS = ((1440, 900), (390, 844))
-STEPS = ("choose", "measure", "pick", "watch", "export")
-README = ("measure", "watch")
+STEPS = PAGES
+README = ("look", "watch", "layer")
+# A layer that feeds an activation, for the picture of its saturation.
+LAYER_COLUMN = 36
 COLOURS = 96
 
 
@@ -27,7 +30,7 @@ def _work(page: Page) -> str:
     expect(sidebar).to_contain_text("EfficientNet-Lite0", timeout=journey.PATIENCE_MS)
     journey.settled(page)
     journey.measure(page, images=64)
-    journey.go(page, "Pick")
+    journey.go(page, "Look")
     journey.fill(page, "Pattern", "blocks.5.0")
     page.get_by_role("button", name="Add", exact=True).click()
     expect(sidebar).to_contain_text("6 layers,", timeout=journey.PATIENCE_MS)
@@ -71,9 +74,8 @@ def main() -> None:
                 ) as page:
                     _drawn(page)
                     for step in STEPS:
-                        if step != "choose":
-                            page.goto(f"{app.url}/{step}?w={workspace}")
-                            _drawn(page)
+                        page.goto(f"{app.url}/{step if step != 'look' else ''}?w={workspace}")
+                        _drawn(page)
                         theme = "dark" if dark else "light"
                         page.screenshot(path=options.out / f"{step}_{width}_{theme}.png")
                         page.evaluate(
@@ -82,6 +84,12 @@ def main() -> None:
                         )
                         page.wait_for_timeout(700)
                         page.screenshot(path=options.out / f"{step}_{width}_{theme}_below.png")
+                    if width > 1000:
+                        page.goto(f"{app.url}/?w={workspace}")
+                        _drawn(page)
+                        journey.click_cell(page, column=LAYER_COLUMN, row=2)
+                        _drawn(page)
+                        page.screenshot(path=options.out / f"layer_{width}_{theme}.png")
     if options.readme:
         options.readme.mkdir(parents=True, exist_ok=True)
         for step in README:

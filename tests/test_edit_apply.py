@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from core.catalogue.schemes import SCHEMES, scheme_numbers
 from core.edit.apply import edited_state
-from core.errors import OptionError, PlanError
+from core.errors import LimberError, OptionError, PlanError
 from core.files.companions import plan_json
 from core.files.plans import read_plan, write_plan
 from core.files.snippets import TRAINERS, snippet
@@ -106,6 +107,24 @@ class Bench:
 @pytest.fixture
 def cnn() -> Bench:
     return Bench("residual_cnn")
+
+
+NUMBERS = [
+    (scheme.name, option) for scheme in SCHEMES.values() for option in sorted(scheme.parameters)
+]
+
+
+@pytest.mark.parametrize(("scheme", "option"), NUMBERS)
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e300])
+def test_a_number_beyond_float32_is_refused_or_does_no_harm(
+    cnn: Bench, scheme: str, option: str, value: float
+) -> None:
+    with suppress(LimberError):
+        plan = make_plan(
+            cnn.outline, ["block.conv2"], scheme=scheme, scheme_parameters={option: value}
+        )
+        edited, _ = cnn.apply(plan)
+        assert all(bool(tensor.isfinite().all()) for tensor in edited.values())
 
 
 # What changes, and what does not

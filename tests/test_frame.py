@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("fresh_queue")
 
 def test_a_finding_picks_the_layers_it_speaks_of() -> None:
     put_measurement()
-    app = open_app("measure")
+    app = open_app("look")
 
     app.button(key="findings_0").click().run()
 
@@ -24,7 +24,7 @@ def test_a_finding_picks_the_layers_it_speaks_of() -> None:
 def test_a_layer_is_reset_or_frozen_and_the_page_says_which_gave_way() -> None:
     put_measurement()
     space().change_picks(layers=PICKED)
-    app = open_app("pick")
+    app = open_app("look")
 
     app.text_input(key="pattern_text").set_value(PICKED[0]).run()
     app.button(key="pattern_freeze").click().run()
@@ -46,11 +46,11 @@ def test_an_unforeseen_error_becomes_a_sentence_and_a_log(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("secret detail")
 
-    app = open_app()
+    app = open_app("watch")
     monkeypatch.setattr("dashboard.store.pick_size", broken)
     space().change_picks(layers=PICKED)
 
-    app.switch_page("views/pick.py").run()
+    app.switch_page("views/look.py").run()
 
     assert not app.exception
     assert "Limber itself" in app.error[0].value

@@ -204,9 +204,13 @@ def mapped(package: str) -> list[str]:
 
 @pytest.mark.parametrize("package", FACES)
 def test_every_room_and_module_has_one_line_in_the_map(package: str) -> None:
-    paths = mapped(package)
+    paths, modules = mapped(package), modules_of(package)
 
-    assert sorted(paths) == sorted(modules_of(package))
+    missing = sorted(set(modules) - set(paths))
+    assert missing == [], f"Give each a line in the table of rooms in {package}/README.md."
+    assert sorted(paths) == sorted(modules), (
+        f"{package}/README.md names what is not there, or twice."
+    )
 
 
 @pytest.mark.parametrize("package", FACES)
@@ -229,12 +233,16 @@ VECTORS = ROOT / "assets" / "conformance"
 
 def entries_of_the_catalogue() -> list[tuple[str, str, tuple[str, ...], str]]:
     """Kind, name, the texts that a person reads, and the source of every entry."""
+    from core.catalogue.attributions import METHODS
     from core.catalogue.checks import PRESETS
     from core.catalogue.metrics import METRICS
     from core.catalogue.rules import RULES
     from core.catalogue.schemes import SCHEMES
 
     rows: list[tuple[str, str, tuple[str, ...], str]] = []
+    for method in METHODS:
+        helps = (method.title, method.reads, method.formula, method.applies_to)
+        rows.append(("attribution", method.name, helps, method.source))
     for metric in METRICS:
         helps = (metric.title, metric.formula, metric.applies_to, metric.reads, metric.advice)
         rows.append(("metric", metric.name, helps, metric.source))
@@ -249,12 +257,27 @@ def entries_of_the_catalogue() -> list[tuple[str, str, tuple[str, ...], str]]:
     return rows
 
 
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+COUNTS += ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen")
+COUNTS += ("eighteen", "nineteen", "twenty", "twenty-one", "twenty-two", "twenty-three")
+
+
+def test_the_readme_counts_the_schemes_as_they_are() -> None:
+    from core.catalogue.schemes import SCHEMES
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert f"{COUNTS[len(SCHEMES)].capitalize()} schemes" in readme, (
+        f'README.md, section "Plans": there are {len(SCHEMES)} schemes now.'
+    )
+
+
 def test_every_entry_of_the_catalogue_has_help_and_a_source() -> None:
     entries = entries_of_the_catalogue()
 
     lacking = [name for _, name, helps, source in entries if not (all(helps) and source)]
 
-    assert {kind for kind, *_ in entries} == {"metric", "check", "rule", "scheme"}
+    assert {kind for kind, *_ in entries} == {"attribution", "metric", "check", "rule", "scheme"}
     assert lacking == []
 
 

@@ -388,7 +388,7 @@ def test_a_dot_and_no_colour_marks_the_cells_without_a_ratio(dark: bool) -> None
     (dots,) = (trace for trace in figure.data if trace.type == "scatter")
     names = [layer.name for layer in shown().layers]
     for row in range(2):
-        marked = {names[x] for x, y in zip(dots.x, dots.y, strict=True) if y == row}
+        marked = {names[x] for x, y in zip(dots.x, dots.y, strict=True) if y == row + 1}
         coloured = {name for name, z in zip(names, colours[row], strict=True) if np.isfinite(z)}
         assert marked == {"twin-zero", "rounding", "no-twin"}
         assert coloured == {"ratio", "noise", "both-zero"}

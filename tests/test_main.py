@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import words
 from dashboard.store import workspace as workspace_room
+from dashboard.store.runs import RunQueue
 from tests.pages import (
     APP,
     PATIENCE_S,
@@ -22,15 +23,25 @@ from tests.pages import (
 pytestmark = pytest.mark.usefixtures("fresh_queue")
 
 
-def test_the_app_opens_on_the_embedded_default_with_measuring_one_click_away() -> None:
+def test_the_app_opens_on_the_embedded_example_already_measured(fresh_queue: RunQueue) -> None:
     app = open_app()
 
     text = shown(app)
     assert "EfficientNet-Lite0" in text
     assert "BloodMNIST (blood cells)" in text
-    assert words.head_sentence(outline()) in text
-    app.switch_page("views/measure.py").run()
-    assert app.button(key="measure_start").label == "Measure"
+    assert "Where is it stiff?" in text
+    assert [button.key for button in app.button if str(button.key).startswith("findings_")]
+    assert app.button(key="measure_start").label == "Measure now"
+    assert not fresh_queue.live()
+
+
+def test_bringing_ones_own_is_one_click_away() -> None:
+    app = open_app()
+
+    app.switch_page("views/choose.py").run()
+
+    assert_well(app)
+    assert words.head_sentence(outline()) in shown(app)
 
 
 def test_a_malformed_workspace_in_the_address_never_becomes_a_path(limber_home: Path) -> None:

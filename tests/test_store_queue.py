@@ -668,7 +668,7 @@ def test_a_session_opens_on_a_disk_that_takes_nothing_and_says_so(
     monkeypatch.setattr(run_room, "take", refuse)
 
     app = opened()
-    app.switch_page("views/measure.py").run()
+    app.switch_page("views/look.py").run()
 
     assert not app.exception
     said = "\n".join(warning.value.replace("\\", "") for warning in app.warning)
@@ -686,7 +686,7 @@ def test_every_page_of_a_second_server_says_whose_the_folder_is(
     owner.recover(address="http://127.0.0.1:8501")
 
     app = opened()
-    app.switch_page("views/measure.py").run()
+    app.switch_page("views/look.py").run()
 
     assert not app.exception
     (warning,) = app.warning

@@ -15,6 +15,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import core
+from core.catalogue.attributions import METHODS
 from core.errors import OfflineError, Remedy
 from core.records import ModelOutline, Note, Preprocessing
 from dashboard import store, words
@@ -23,6 +24,7 @@ from dashboard.store.runs import RunQueue
 from tests.pages import (
     HOSTILE,
     HOSTILE_FILE,
+    PAGES,
     PICKED,
     REFUSE,
     ROOT,
@@ -48,7 +50,7 @@ SHOWN_IMAGES = 8
 
 
 def test_another_embedded_data_set_changes_choice_and_head() -> None:
-    app = open_app()
+    app = open_app("choose")
 
     app.button(key="use_data_pneumonia").click().run()
 
@@ -58,7 +60,7 @@ def test_another_embedded_data_set_changes_choice_and_head() -> None:
 
 
 def test_a_folder_that_is_not_there_gives_a_sentence_and_keeps_the_choice() -> None:
-    app = open_app()
+    app = open_app("choose")
     app.segmented_control(key="data_way").set_value("Folder, zip").run()
 
     app.text_input(key="data_path").set_value("no/such/folder").run()
@@ -75,7 +77,7 @@ def test_deep_images_show_what_is_black_and_white_and_unequal_parts_warn(tmp_pat
             (tmp_path / split / name).mkdir(parents=True)
             values = np.arange(900, dtype=np.uint16).reshape(30, 30) * 4 + place
             Image.fromarray(values).save(tmp_path / split / name / "0.png")
-    app = open_app()
+    app = open_app("choose")
     app.segmented_control(key="data_way").set_value("Folder, zip").run()
 
     app.text_input(key="data_path").set_value(str(tmp_path)).run()
@@ -91,7 +93,7 @@ def test_deep_images_show_what_is_black_and_white_and_unequal_parts_warn(tmp_pat
 
 
 def test_a_checkpoint_on_disk_becomes_the_network() -> None:
-    app = open_app()
+    app = open_app("choose")
     weights = ROOT / "assets" / "weights" / "tf_efficientnet_lite0.fp16.safetensors"
     app.segmented_control(key="model_way").set_value("Your checkpoint").run()
 
@@ -112,7 +114,7 @@ def test_weights_that_are_not_here_give_one_sentence_and_keep_the_choice(
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OfflineError("The host cannot be reached.", Remedy.CONNECT)
 
-    app = open_app()
+    app = open_app("choose")
     app.segmented_control(key="model_way").set_value("timm, torchvision").run()
     monkeypatch.setattr(core, "outline_model", unreachable)
 
@@ -136,7 +138,7 @@ def test_the_head_is_said_once_and_other_notes_are_kept(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(store, "model_outline", noted)
 
-    app = open_app()
+    app = open_app("choose")
 
     shown = [text.value for text in app.text]
     assert_well(app)
@@ -151,7 +153,7 @@ def test_measure_shows_what_the_running_worker_says_and_stops_it(
     worker: Callable[[str], None], fresh_queue: RunQueue
 ) -> None:
     worker(WAIT_FOR_STOP)
-    app = open_app("measure")
+    app = open_app("look")
 
     app.button(key="measure_start").click().run()
     wait_until(lambda: fresh_queue.live()[0].total == 60)
@@ -171,7 +173,7 @@ def test_measure_shows_the_workers_own_sentence_when_it_failed(
     worker: Callable[[str], None], fresh_queue: RunQueue
 ) -> None:
     worker(REFUSE)
-    app = open_app("measure")
+    app = open_app("look")
 
     app.button(key="measure_start").click().run()
     wait_until(lambda: not fresh_queue.live())
@@ -183,7 +185,7 @@ def test_measure_shows_the_workers_own_sentence_when_it_failed(
 
 def test_findings_follow_the_preset_and_its_limits_and_both_are_kept() -> None:
     put_measurement()
-    app = open_app("measure")
+    app = open_app("look")
     assert [button.label for button in app.button if button.key == "findings_0"] == [
         words.escape(f"2 layers have more than 5 % of units that never fire. ({', '.join(PICKED)})")
     ]
@@ -208,18 +210,18 @@ def test_findings_follow_the_preset_and_its_limits_and_both_are_kept() -> None:
     # An exponent of 0.3 lies below the useful range in every layer, and in the twin's as well.
     assert not [button for button in app.button if button.key == "findings_0"]
     (said,) = [each.value for each in app.caption if "exponent below 2" in each.value]
-    assert said.startswith("As in the fresh twin")
-    assert checks_box(open_app("measure")).label == "Checks: WeightWatcher"
+    assert "As in the fresh twin" in said
+    assert checks_box(open_app("look")).label == "Checks: WeightWatcher"
 
 
 def test_a_twin_of_0_has_a_word_in_the_table_of_each_page() -> None:
     put_measurement(twin={"grad_l2": 0.0, "weight_l2": 0.0})
 
-    measure, pick = open_app("measure"), open_app("pick")
+    app = open_app("look")
 
-    assert_well(measure)
-    assert_well(pick)
-    numbers = table(measure, "Against the twin").set_index("Metric")
+    app.selectbox(key="strip_layer").set_value(PICKED[0]).run()
+    assert_well(app)
+    numbers = table(app, "Against the twin").set_index("Metric")
     assert (
         numbers["Against the twin"].to_dict()
         | {
@@ -229,12 +231,11 @@ def test_a_twin_of_0_has_a_word_in_the_table_of_each_page() -> None:
         == numbers["Against the twin"].to_dict()
     )
     assert numbers["Interval of the ratio"]["Gradient size (L2 norm)"] == ""
-    layers = table(pick, "No ratio: twin is 0")
+    layers = table(app, "No ratio: twin is 0")
     assert set(layers["No ratio: twin is 0"]) == {"Gradient size, Weight norm"}
     assert layers["Gradient size, ratio"].isna().all()
     assert (layers["Relative gradient norm, ratio"] == 1).all()
-    for app in (measure, pick):
-        assert words.escape("Dot: measured, but no ratio") in shown(app)
+    assert words.escape("Dot: measured, but no ratio") in shown(app)
 
 
 def table(app: AppTest, column: str) -> Any:
@@ -251,7 +252,7 @@ def test_limits_of_a_check_that_is_gone_are_let_go() -> None:
     put_measurement()
     space().set_judging(store.Judging(preset="nosuch", thresholds={"gone": 1.0}))
 
-    app = open_app("measure")
+    app = open_app("look")
 
     assert_well(app)
     assert [button for button in app.button if button.key == "findings_0"]
@@ -261,7 +262,7 @@ def test_a_measurement_of_other_images_is_called_stale() -> None:
     put_measurement()
     space().choose(data="pneumonia")
 
-    app = open_app("measure")
+    app = open_app("look")
 
     assert "Measure again" in app.warning[0].value
 
@@ -270,7 +271,7 @@ def test_a_measurement_of_other_images_is_called_stale() -> None:
 
 
 def test_patterns_buttons_and_undo_share_one_selection() -> None:
-    app = open_app("pick")
+    app = open_app("look")
 
     app.text_input(key="pattern_text").set_value("blocks.5.0.*").run()
     app.button(key="pattern_add").click().run()
@@ -287,7 +288,7 @@ def test_patterns_buttons_and_undo_share_one_selection() -> None:
 
 
 def test_a_pattern_without_a_match_gives_a_sentence() -> None:
-    app = open_app("pick")
+    app = open_app("look")
 
     app.text_input(key="pattern_text").set_value("nothing*").run()
     app.button(key="pattern_add").click().run()
@@ -298,7 +299,7 @@ def test_a_pattern_without_a_match_gives_a_sentence() -> None:
 
 
 def test_undo_also_reaches_the_scheme() -> None:
-    app = open_app("pick")
+    app = open_app("look")
     first = space().picks.scheme
     other = next(info.name for info in core.list_schemes() if info.name != first)
 
@@ -312,7 +313,7 @@ def test_undo_also_reaches_the_scheme() -> None:
 
 
 def test_picks_belong_to_their_network() -> None:
-    app = open_app()
+    app = open_app("choose")
     space().change_picks(layers=PICKED)
 
     space().choose(model="vit_small_patch14_dinov2")
@@ -321,6 +322,24 @@ def test_picks_belong_to_their_network() -> None:
 
     assert_well(app)
     assert (elsewhere, space().picks.layers) == ((), PICKED)
+
+
+# --- glossary -------------------------------------------------------------------------------
+
+
+def test_the_glossary_holds_every_metric_check_rule_and_scheme() -> None:
+    app = open_app("glossary")
+
+    titles = {box.label for box in app.expander}
+    checks = {check for preset in core.list_presets() for check in preset.checks}
+    expected = {
+        *(words.escape(info.title) for info in core.list_metrics()),
+        *(words.escape(words.check_title(check)) for check in checks),
+        *(words.escape(f"{info.title} ({info.name})") for info in store.rule_infos()),
+        *(words.escape(f"{info.title} ({info.name})") for info in core.list_schemes()),
+        *(words.escape(method.title) for method in METHODS),
+    }
+    assert titles == expected
 
 
 # --- watch ----------------------------------------------------------------------------------
@@ -527,7 +546,7 @@ def hostile_work(limber_home: Path, hostile_folder: Path) -> None:
         put_run(kind, state="failed", message=HOSTILE, facts={"plan": HOSTILE, "title": HOSTILE})
 
 
-@pytest.mark.parametrize("page", ["choose", "measure", "pick", "watch", "export"])
+@pytest.mark.parametrize("page", PAGES)
 def test_no_page_shows_a_name_that_steers_it(hostile_work: None, page: str) -> None:
     app = open_app(page)
     if page == "choose":
@@ -535,7 +554,7 @@ def test_no_page_shows_a_name_that_steers_it(hostile_work: None, page: str) -> N
         app.text_input(key="checkpoint_model").set_value(HOSTILE).run()
         app.text_input(key="checkpoint_path").set_value(HOSTILE_FILE).run()
         app.button(key="use_checkpoint").click().run()
-    elif page == "pick":
+    elif page == "look":
         app.text_input(key="pattern_text").set_value(HOSTILE).run()
         app.button(key="pattern_add").click().run()
     elif page == "export":
@@ -565,8 +584,8 @@ MARKDOWN_CALLS = {
     *("subheader", "title", "text", "code", "button", "expander", "download_button", "checkbox"),
     *("toggle", "badge", "popover", "spinner"),
 }
-# `metric_help` escapes each part of the markdown that it makes.
-DOORS = {"escape", "clean", "code", "metric_help"}
+# The helps escape each part of the markdown that they make.
+DOORS = {"escape", "clean", "code", "metric_help", "check_help", "method_help"}
 
 
 def _is_ours(node: ast.expr) -> bool:

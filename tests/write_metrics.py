@@ -69,7 +69,7 @@ def _entry(info: MetricInfo) -> str:
 
 
 def _check(check: Check) -> str:
-    says = check.says.format(threshold=check.threshold, percent=100 * check.threshold)
+    says = check.predicate()
     return f"- `{check.name}` (`{check.metric}`): layers that {says}. Source: {check.source}."
 
 

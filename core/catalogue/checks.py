@@ -42,6 +42,11 @@ class Check(Value):
     says: str
     source: str
 
+    def predicate(self, limit: float | None = None) -> str:
+        """Return `says` with its limit filled in: the check's own, or another."""
+        value = self.threshold if limit is None else limit
+        return self.says.format(threshold=value, percent=100 * value)
+
 
 class Preset(Value):
     """A named set of checks.

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.cli import inspecting, plans
+from core.cli import attributing, inspecting, plans
 from core.cli.events import Events
 from core.cli.options import (
     add_data,
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     settle_temporary_folder()
     try:
-        for each in sys.argv[1:] if arguments is None else arguments:
-            _check_text(each)
+        for argument in sys.argv[1:] if arguments is None else arguments:
+            _check_text(argument)
         options = _parser().parse_args(arguments)
     except LimberError as error:
         return _refused(error)
@@ -154,6 +154,11 @@ def _add_measuring(commands: Any) -> None:
     measure.add_argument("--seed", type=seed_number, default=0)
     measure.add_argument("--histograms", action="store_true", help="keep each weight's histogram")
     measure.add_argument(
+        "--inside",
+        action="store_true",
+        help="also look inside each layer: distributions, classes, images, attention",
+    )
+    measure.add_argument(
         "--transfer", action="store_true", help="also the slower pass: probe, LogME, CKA"
     )
     measure.add_argument(
@@ -203,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plans.add_commands(commands)
     inspecting.add_commands(commands)
+    attributing.add_command(commands)
 
     tune = commands.add_parser("finetune", help="short fine-tunes: untouched against plans")
     add_model(tune)
@@ -280,7 +286,7 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
 
     data = resolve_data(options.data)
     spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
-    from core.pipeline.measuring import MeasureSettings, diagnose
+    from core.pipeline.measuring import MeasureSettings, diagnose, diagnose_inside
     from core.pipeline.parts import measure_part
 
     progress = progress_of(events)
@@ -293,9 +299,9 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
         ),
     )
     if options.part is not None:
-        if options.histograms or options.transfer:
+        if options.histograms or options.transfer or options.inside:
             raise OptionError(
-                "Parts keep only sums; give --histograms to merge, and no --transfer."
+                "Parts keep only sums; give --histograms to merge, and no --transfer or --inside."
             )
         part, parts = options.part
         if options.preset is not None or options.threshold:
@@ -305,6 +311,12 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
         )
         events.emit("done", out=str(options.out))
         say(f"Part {part} of {parts}: {images} images -> {options.out}")
+        return
+    if options.inside:
+        diagnosis, units, inside = diagnose_inside(
+            spec, data, settings, transfer=options.transfer, progress=progress
+        )
+        _report(diagnosis, units, options, events, inside)
         return
     diagnosis, units = diagnose(
         spec,
@@ -322,8 +334,8 @@ def _merge(options: argparse.Namespace, events: Events) -> None:
     from core.pipeline.parts import merge_parts
 
     _judging(options)
-    found = merge_parts(options.parts, histograms=options.histograms, progress=progress_of(events))
-    _report(*found, options, events)
+    merged = merge_parts(options.parts, histograms=options.histograms, progress=progress_of(events))
+    _report(*merged, options, events)
 
 
 def _report(
@@ -331,11 +343,12 @@ def _report(
     units: Mapping[str, Any],
     options: argparse.Namespace,
     events: Events,
+    inside: Mapping[str, Any] | None = None,
 ) -> None:
     from core import rejudge, write_diagnosis
 
     diagnosis = rejudge(diagnosis, **_judging(options))
-    write_diagnosis(diagnosis, units, options.out)
+    write_diagnosis(diagnosis, units, options.out, inside=inside)
     events.emit("done", out=str(options.out))
     header = diagnosis.header
     say(
@@ -353,8 +366,8 @@ def _judge(options: argparse.Namespace, _: Events) -> None:
     diagnosis = read_diagnosis(options.diagnosis)
     diagnosis = rejudge(diagnosis, **_judging(options, diagnosis))
     if options.json:
-        found = [as_json(finding) for finding in diagnosis.findings]
-        say_json(found)
+        findings = [as_json(finding) for finding in diagnosis.findings]
+        say_json(findings)
         for remark in diagnosis.remarks:
             # The list on stdout holds only findings, for programs that read it.
             say_error(remark.sentence)

@@ -59,14 +59,14 @@ def _inspect(options: argparse.Namespace, _: Events) -> None:
         raise OptionError("There is nothing to inspect. Give --model, --data or --plan.")
     _set_limits(options)
     try:
-        found = _within_limits(options)
+        seen = _within_limits(options)
     except LimberError as error:
         _say_refusal(error, options)
         raise
     if options.json:
-        say_json(found, indent=None)
+        say_json(seen, indent=None)
     else:
-        _say(found)
+        _say(seen)
 
 
 def _within_limits(options: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _say_refusal(error: LimberError, options: argparse.Namespace) -> None:
 
 
 def _found(options: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     if options.plan is not None:
         from core.files.plans import read_plan
 
@@ -98,21 +98,21 @@ def _found(options: argparse.Namespace) -> dict[str, Any]:
             ) from error
         # With a companion the plan is text, so that the two need not lie under their own names.
         source = options.plan if companion is None else _bytes_of(options.plan)
-        found["plan"] = as_json(read_plan(source, companion=companion))
+        answer["plan"] = as_json(read_plan(source, companion=companion))
     if options.data is not None:
         from core.load import outline_data, resolve_data
 
         data = resolve_data(options.data)
-        found["data"] = as_json(outline_data(data))
+        answer["data"] = as_json(outline_data(data))
         if options.images:
-            found["images"] = _images(data, options)
+            answer["images"] = _images(data, options)
     if options.model is not None:
         from core.load import resolve_model
         from core.pipeline.batches import outline_model
 
         spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
-        found["model"] = as_json(outline_model(spec, classes=options.classes))
-    return found
+        answer["model"] = as_json(outline_model(spec, classes=options.classes))
+    return answer
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -218,7 +218,9 @@ def _say(found: dict[str, Any]) -> None:
         say(f'Plan "{plan["name"]}": {len(plan["targets"])} layers of {plan["model"]["name"]}')
     if "data" in found:
         data = found["data"]
-        counts = ", ".join(f"{sum(each):,} {split}" for split, each in data["counts"].items())
+        counts = ", ".join(
+            f"{sum(by_class):,} {split}" for split, by_class in data["counts"].items()
+        )
         say(f"{data['title']}: {len(data['classes'])} classes, {counts} images")
         for note in data["notes"]:
             say(f"  {note}")

@@ -140,40 +140,40 @@ def as_json(value: Value) -> dict[str, Any]:
 
 def files_of(plan: Path) -> list[Path]:
     """Return a plan's file, and the checkpoint and companion it names; none need be there."""
-    found = [plan]
+    files = [plan]
     with suppress(OSError, ValueError, TypeError):
         content = strict_json(read_input(plan, most=MAX_PLAN_BYTES), most_values=MAX_PLAN_VALUES)
         for place, key in (("model", "checkpoint"), ("companion", "file")):
             named = content.get(place) if isinstance(content, dict) else None
             name = named.get(key) if isinstance(named, dict) else None
             if isinstance(name, str) and "\0" not in name:
-                found.append(Path(name) if key == "checkpoint" else plan.parent / Path(name).name)
-    return found
+                files.append(Path(name) if key == "checkpoint" else plan.parent / Path(name).name)
+    return files
 
 
 def _named_by(diagnosis: Path) -> list[Path]:
-    """Return a diagnosis, and the checkpoint, images and companion it names."""
-    found = [diagnosis, companion_path(diagnosis, "units")]
+    """Return a diagnosis, and the checkpoint, images and companions it names."""
+    files = [diagnosis, companion_path(diagnosis, "units"), companion_path(diagnosis, "inside")]
     with suppress(OSError, ValueError, TypeError, KeyError):
         data = read_input(diagnosis, most=MAX_DIAGNOSIS_BYTES)
         header = strict_json(data, most_values=MAX_DIAGNOSIS_VALUES)["header"]
         for named in (header["model"]["checkpoint"], header["data"]["name"]):
             if isinstance(named, str) and "\0" not in named:
-                found.append(Path(named))
-    return found
+                files.append(Path(named))
+    return files
 
 
 def inputs_of(options: argparse.Namespace) -> list[Path]:
     """Return every file and folder a command was told to read, by whatever option."""
     given = vars(options)
-    found = [Path(given[name]) for name in ("checkpoint", "data") if given.get(name)]
+    files = [Path(given[name]) for name in ("checkpoint", "data") if given.get(name)]
     for name in ("plan", "like", "first", "second"):
         plans = given.get(name) or []
-        for each in plans if isinstance(plans, list) else [plans]:
-            found += files_of(Path(each))
+        for plan in plans if isinstance(plans, list) else [plans]:
+            files += files_of(Path(plan))
     if given.get("diagnosis"):
-        found += _named_by(Path(given["diagnosis"]))
-    return [*found, *given.get("parts", [])]
+        files += _named_by(Path(given["diagnosis"]))
+    return [*files, *given.get("parts", []), *given.get("trained", [])]
 
 
 def same_file(first: Path, second: Path) -> bool:
@@ -200,19 +200,19 @@ def check_out(
     try:
         _check_place(path, folder=folder, inputs=inputs_of(options), companion=companion)
         claim = claimed(path, folder=folder, what=options.command)
-        found = options.held.enter_context(claim)
+        holder = options.held.enter_context(claim)
     except OSError as error:
         if no_room(error):
             raise OptionError(trouble(error, path), Remedy.START_AGAIN) from error
         raise OptionError(
             f'"{path}" cannot be used ({error.strerror}).', Remedy.OTHER_PLACE
         ) from error
-    if isinstance(found, Holder):
+    if isinstance(holder, Holder):
         raise OptionError(
-            f'--out "{path}" is being written by {found.words()}. Wait until it is done, or give '
+            f'--out "{path}" is being written by {holder.words()}. Wait until it is done, or give '
             f"another {'folder' if folder else 'file name'}."
         )
-    if not found.locked:
+    if not holder.locked:
         say_error(
             f'limber: the file system of --out "{path}" has no locks. See to it that no other '
             "machine writes there."
@@ -232,19 +232,19 @@ def _check_place(
         raise OptionError(f'--out "{path}" is a device, no ordinary file; give a file name.')
     beside = None if companion is None else companion_path(path, companion)
     written = [] if folder else [path, *([] if beside is None else [beside])]
-    for each in inputs:
+    for source in inputs:
         inside = (
-            is_there(each)
-            and each.is_dir()
+            is_there(source)
+            and source.is_dir()
             and any(
                 is_there(place)
                 and place.suffix not in OURS
-                and each.resolve() in place.resolve().parents
+                and source.resolve() in place.resolve().parents
                 for place in written
             )
         )
-        if inside or any(same_file(place, each) for place in written):
-            what = path if inside else each
+        if inside or any(same_file(place, source) for place in written):
+            what = path if inside else source
             raise OptionError(f'--out "{path}" would overwrite "{what}"; give another file name.')
     if companion is not None and path.suffix == ".safetensors":
         raise OptionError(

@@ -331,28 +331,28 @@ def _spec(options: argparse.Namespace, diagnosis: Diagnosis | None) -> ModelSpec
 def _matched(outline: ModelOutline, texts: Sequence[str], syntax: Any) -> tuple[str, ...]:
     import core
 
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for text in texts:
-        found |= dict.fromkeys(core.match_layers(outline, text, syntax=syntax))
-    return tuple(found)
+        names |= dict.fromkeys(core.match_layers(outline, text, syntax=syntax))
+    return tuple(names)
 
 
 def _units(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
+    by_layer: dict[str, tuple[int, ...]] = {}
     for text in texts:
         layer, equals, units = text.rpartition("=")
         try:
-            numbers = tuple(whole_number(each) for each in units.split(","))
+            numbers = tuple(whole_number(number) for number in units.split(","))
         except argparse.ArgumentTypeError:
             equals = ""
         if not equals:
             raise OptionError(f'--units "{text}" is not LAYER=NUMBER,NUMBER, such as conv1=0,5.')
-        found[layer] = (*found.get(layer, ()), *numbers)
-    return found
+        by_layer[layer] = (*by_layer.get(layer, ()), *numbers)
+    return by_layer
 
 
 def _rates(outline: ModelOutline, texts: Sequence[str], syntax: Any) -> dict[str, float]:
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for text in texts:
         pattern, equals, factor = text.rpartition("=")
         try:
@@ -361,8 +361,8 @@ def _rates(outline: ModelOutline, texts: Sequence[str], syntax: Any) -> dict[str
             equals = ""
         if not equals:
             raise OptionError(f'--lr-factor "{text}" is not GLOB=NUMBER, such as blocks.5=0.1.')
-        found |= dict.fromkeys(_matched(outline, [pattern], syntax), number)
-    return found
+        rates |= dict.fromkeys(_matched(outline, [pattern], syntax), number)
+    return rates
 
 
 def _tell(
@@ -402,7 +402,7 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
 
     plan = core.read_plan(options.plan)
     data = core.resolve_data(options.data) if options.data else None
-    found = core.preview_plan(
+    preview = core.preview_plan(
         plan,
         data,
         image_size=options.image_size,
@@ -410,7 +410,7 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
         progress=progress_of(events),
         **only_given(samples=options.samples, batch_size=options.batch_size),
     )
-    text = found.model_dump_json(indent=1)
+    text = preview.model_dump_json(indent=1)
     if options.out is not None:
         write_whole(options.out, text + "\n")
     events.emit("done", preview=json.loads(text))
@@ -418,19 +418,19 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
         say_json(text)
         return
     say(
-        f"{found.parameters_touched:,} of {found.parameters_total:,} parameters touched, "
-        f"{found.wall_s:.1f} s"
+        f"{preview.parameters_touched:,} of {preview.parameters_total:,} parameters touched, "
+        f"{preview.wall_s:.1f} s"
     )
-    if found.output_kl is not None:
+    if preview.output_kl is not None:
         same, before, after = (
             f"{100 * (figure or 0):.0f} %"
-            for figure in (found.agreement, found.accuracy_before, found.accuracy_after)
+            for figure in (preview.agreement, preview.accuracy_before, preview.accuracy_after)
         )
         say(
-            f"  outputs on {found.samples} images of {found.data_title}: KL {found.output_kl:.4g} "
-            f"nats, same answer on {same}, accuracy {before} -> {after}"
+            f"  outputs on {preview.samples} images of {preview.data_title}: "
+            f"KL {preview.output_kl:.4g} nats, same answer on {same}, accuracy {before} -> {after}"
         )
-    for layer in found.layers:
+    for layer in preview.layers:
         if layer.reset:
             change = "-" if layer.relative_change is None else f"{layer.relative_change:.3g}"
             behind = ""
@@ -440,9 +440,9 @@ def _preview(options: argparse.Namespace, events: Events) -> None:
                 f"  {layer.layer}: {layer.selected:,} of {layer.parameters:,}, ||dW||/||W|| "
                 f"{change}{behind}"
             )
-    for warning in found.warnings:
+    for warning in preview.warnings:
         say(f"  warning: {warning}")
-    for note in found.notes:
+    for note in preview.notes:
         say(f"  {note}")
 
 
@@ -472,25 +472,25 @@ def _apply(options: argparse.Namespace, events: Events) -> None:
 def _verify(options: argparse.Namespace, _: Events) -> None:
     import core
 
-    found = core.verify_weights(core.read_plan(options.plan), options.weights)
+    difference = core.verify_weights(core.read_plan(options.plan), options.weights)
     if options.json:
-        say_json(found.model_dump_json(indent=1))
-    if found.matches:
+        say_json(difference.model_dump_json(indent=1))
+    if difference.matches:
         if not options.json:
-            say(f"{found.tensors} tensors, every bit as the plan makes them.")
+            say(f"{difference.tensors} tensors, every bit as the plan makes them.")
         return
-    odd = [*found.differing, *found.missing, *found.unexpected]
+    odd = [*difference.differing, *difference.missing, *difference.unexpected]
     parts = [
         f"{len(names)} {what}"
         for names, what in (
-            (found.differing, "differ"),
-            (found.missing, "are missing"),
-            (found.unexpected, "are not the plan's"),
+            (difference.differing, "differ"),
+            (difference.missing, "are missing"),
+            (difference.unexpected, "are not the plan's"),
         )
         if names
     ]
     raise PlanError(
-        f'"{options.weights}" is not what the plan makes: of {found.tensors} tensors '
+        f'"{options.weights}" is not what the plan makes: of {difference.tensors} tensors '
         f'{", ".join(parts)}, first "{odd[0]}". Apply the plan again.'
     )
 
@@ -541,19 +541,19 @@ def _check_export(folder: Path, plan: ReinitPlan, inputs: Sequence[Path]) -> Non
     """Refuse a folder in which an export would write over what it reads, or over another plan."""
     import core
 
-    for each in inputs[1:]:
-        if same_file(folder / "reinit.safetensors", each):
-            raise OptionError(f'--out "{folder}" would overwrite "{each}"; give another folder.')
+    for path in inputs[1:]:
+        if same_file(folder / "reinit.safetensors", path):
+            raise OptionError(f'--out "{folder}" would overwrite "{path}"; give another folder.')
     there = [folder / name for name in ("plan.json", "reinit.safetensors", *WRITTEN)]
-    found = [each for each in there if each.exists()]
-    if not found or len(found) == len(there):
+    taken = [path for path in there if path.exists()]
+    if not taken or len(taken) == len(there):
         # Nothing, or an export, which a new one replaces.
         return
     with suppress(PlanError):
-        if found == there[:1] and core.plan_json(core.read_plan(found[0])) == core.plan_json(plan):
+        if taken == there[:1] and core.plan_json(core.read_plan(taken[0])) == core.plan_json(plan):
             return
     raise OptionError(
-        f'"{found[0]}" is no export\'s, and this one would overwrite it; give another folder.'
+        f'"{taken[0]}" is no export\'s, and this one would overwrite it; give another folder.'
     )
 
 

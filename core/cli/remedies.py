@@ -28,6 +28,8 @@ WAYS: Mapping[Remedy, str] = {
     Remedy.LIST_METRICS: "See python -m core list metrics.",
     Remedy.LIST_RULES: "See python -m core list rules.",
     Remedy.LIST_SCHEMES: "See python -m core list schemes.",
+    Remedy.OTHER_METHOD: "Give another --method.",
+    Remedy.LOOK_INSIDE: "Measure again with --inside.",
     Remedy.LIST_LAYERS: "See the names with python -m core plan --layers '*'.",
     Remedy.LAYERS_OR_UNITS: ("Give --layers or --units; make two plans and compose them for both."),
     Remedy.GIVE_OPTION: "Give --{option}.",

@@ -202,15 +202,15 @@ def _by_seed(plan: ReinitPlan) -> dict[int, set[str]]:
     Raises:
         PlanError: More than `MAX_SEEDS` seeds.
     """
-    found: dict[int, set[str]] = {}
+    by_seed: dict[int, set[str]] = {}
     for target in plan.targets:
-        found.setdefault(target.seed, set()).update(_names(target))
-    if len(found) > MAX_SEEDS:
+        by_seed.setdefault(target.seed, set()).update(_names(target))
+    if len(by_seed) > MAX_SEEDS:
         raise PlanError(
-            f"The plan draws from {len(found):,} seeds, each of them a network to build; at most "
+            f"The plan draws from {len(by_seed):,} seeds, each of them a network to build; at most "
             f"{MAX_SEEDS} are read. Make the plan again with one seed."
         )
-    return found
+    return by_seed
 
 
 def _names(target: Target) -> tuple[str, ...]:
@@ -409,8 +409,8 @@ def other_bits(old: Tensor, new: Tensor) -> Tensor:
     if not old.numel():
         return torch.zeros_like(old, dtype=torch.bool)
     left, right = (
-        each.detach().contiguous().reshape(-1).view(torch.uint8).reshape(old.numel(), -1)
-        for each in (old, new)
+        tensor.detach().contiguous().reshape(-1).view(torch.uint8).reshape(old.numel(), -1)
+        for tensor in (old, new)
     )
     return (left != right).any(1).reshape(old.shape)
 

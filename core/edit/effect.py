@@ -74,26 +74,26 @@ def compare_outputs(
         Sums, not means, but for what `Behind` gives.
     """
     feeders = {layer.activation: layer for layer in layers}
-    found = Outcome()
+    outcome = Outcome()
     with module_kept(before), module_kept(after), torch.no_grad():
         for module in (before, after):
             batch_statistics(module)
         for inputs, labels in batches:
-            first = _logits(before, inputs, feeders, found.before)
-            second = _logits(after, inputs, feeders, found.after)
-            found.samples += len(inputs)
+            first = _logits(before, inputs, feeders, outcome.before)
+            second = _logits(after, inputs, feeders, outcome.after)
+            outcome.samples += len(inputs)
             own, other = first.double().log_softmax(1), second.double().log_softmax(1)
-            found.kl += float((own.exp() * (own - other)).sum())
-            found.agreed += int((first.argmax(1) == second.argmax(1)).sum())
-            found.right = (
-                found.right[0] + int((first.argmax(1) == labels).sum()),
-                found.right[1] + int((second.argmax(1) == labels).sum()),
+            outcome.kl += float((own.exp() * (own - other)).sum())
+            outcome.agreed += int((first.argmax(1) == second.argmax(1)).sum())
+            outcome.right = (
+                outcome.right[0] + int((first.argmax(1) == labels).sum()),
+                outcome.right[1] + int((second.argmax(1) == labels).sum()),
             )
-            found.loss = (
-                found.loss[0] + float(F.nll_loss(own, labels, reduction="sum")),
-                found.loss[1] + float(F.nll_loss(other, labels, reduction="sum")),
+            outcome.loss = (
+                outcome.loss[0] + float(F.nll_loss(own, labels, reduction="sum")),
+                outcome.loss[1] + float(F.nll_loss(other, labels, reduction="sum")),
             )
-    return found
+    return outcome
 
 
 def _logits(
@@ -113,7 +113,7 @@ def _logits(
     def leaving(site: Site, h: Tensor) -> None:
         layer = feeders.get(site.name)
         if layer is not None:
-            others = [each for each in range(h.ndim) if each != layer.unit_axis]
+            others = [axis for axis in range(h.ndim) if axis != layer.unit_axis]
             behind = sums[layer.name]
             behind.total = behind.total + h.abs().sum(others, dtype=torch.float64).cpu()
             behind.rows += h.numel() // h.shape[layer.unit_axis]

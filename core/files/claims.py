@@ -161,12 +161,12 @@ def claimed(out: Path, *, folder: bool, what: str) -> Iterator[Claim | Holder]:
     place = out / ".claim" if folder else out.with_name(f".{out.name}.claim")
     made: list[Path] = []
     try:
-        found = _take_below(place, made, what)
+        claim = _take_below(place, made, what)
         try:
-            yield found
+            yield claim
         finally:
-            if isinstance(found, Claim):
-                found.release()
+            if isinstance(claim, Claim):
+                claim.release()
     finally:
         for each in reversed(made):
             with suppress(OSError):
@@ -180,11 +180,11 @@ def _take_below(place: Path, made: list[Path], what: str) -> Claim | Holder:
         while not missing.exists():
             wanted.append(missing)
             missing = missing.parent
-        for each in reversed(wanted):
+        for folder in reversed(wanted):
             # Another command may make it, or clean it away, at this very moment.
             with suppress(FileExistsError):
-                each.mkdir()
-                made.append(each)
+                folder.mkdir()
+                made.append(folder)
         with suppress(FileNotFoundError):
             return take(place, what=what)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))

@@ -62,10 +62,10 @@ def attached(plan: ReinitPlan, data: bytes, *, source: str) -> ReinitPlan:
         PlanError: It is not the file that the plan names, or was made for another plan.
     """
     assert plan.companion is not None
-    found = hashlib.sha256(data).hexdigest()
-    if found != plan.companion.sha256:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != plan.companion.sha256:
         raise PlanError(
-            f'"{source}" is not the companion that the plan names: its SHA-256 is {found[:12]}... '
+            f'"{source}" is not the companion that the plan names: its SHA-256 is {digest[:12]}... '
             f"and not {plan.companion.sha256[:12]}.... Keep both files of a plan together."
         )
     try:

@@ -64,6 +64,6 @@ def curves_of(steps: Sequence[StepRecord]) -> tuple[ArmCurve, ...]:
     for step in steps:
         gathered.setdefault((step.arm, step.seed), []).append(step)
     return tuple(
-        ArmCurve(arm=arm, seed=seed, steps=tuple(sorted(each, key=lambda step: step.step)))
-        for (arm, seed), each in gathered.items()
+        ArmCurve(arm=arm, seed=seed, steps=tuple(sorted(points, key=lambda step: step.step)))
+        for (arm, seed), points in gathered.items()
     )

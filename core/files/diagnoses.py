@@ -11,9 +11,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from core.errors import OptionError
+from core.errors import OptionError, Remedy
 from core.files.inputs import JSONError, read_input, strict_json
-from core.files.whole import companion_path, write_whole
+from core.files.whole import CompanionKind, companion_path, write_whole
 from core.records import (
     Diagnosis,
 )
@@ -22,25 +22,41 @@ from core.records.diagnosis import MAX_DIAGNOSIS_BYTES, MAX_DIAGNOSIS_VALUES
 MAX_UNITS_BYTES = 512 * 2**20
 
 
-def write_diagnosis(diagnosis: Diagnosis, units: Mapping[str, np.ndarray], out: Path) -> Diagnosis:
-    """Write the diagnosis as JSON with its figures by unit beside it; return what was written.
+def write_diagnosis(
+    diagnosis: Diagnosis,
+    units: Mapping[str, np.ndarray],
+    out: Path,
+    *,
+    inside: Mapping[str, np.ndarray] | None = None,
+) -> Diagnosis:
+    """Write the diagnosis as JSON with its figures by unit next to it; return what was written.
 
-    See `companion_path` for the companion's name; the header names it and its SHA-256.
+    See `companion_path` for the companions' names; the header names them and their SHA-256.
 
     Args:
         diagnosis: Of a network and its twin.
         units: "LAYER/METRIC" and "twin/LAYER/METRIC" to figures (units,).
         out: The JSON file.
+        inside: What `diagnose_inside` saw inside the layers; None where nobody asked for it.
     """
-    companion = companion_path(out, "units")
-    data = safetensors.numpy.save({key: np.ascontiguousarray(units[key]) for key in sorted(units)})
-    write_whole(companion, data)
-    header = diagnosis.header.model_copy(
-        update={
-            "units_file": companion.name,
-            "units_sha256": hashlib.sha256(data).hexdigest(),
-        }
+    named: dict[str, str] = {}
+    kinds: tuple[tuple[CompanionKind, Mapping[str, np.ndarray] | None], ...] = (
+        ("units", units),
+        ("inside", inside),
     )
+    for kind, arrays in kinds:
+        if arrays is None:
+            continue
+        companion = companion_path(out, kind)
+        data = safetensors.numpy.save(
+            {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
+        )
+        write_whole(companion, data)
+        named |= {
+            f"{kind}_file": companion.name,
+            f"{kind}_sha256": hashlib.sha256(data).hexdigest(),
+        }
+    header = diagnosis.header.model_copy(update=named)
     written = diagnosis.model_copy(update={"header": header})
     write_whole(out, written.model_dump_json(indent=1) + "\n")
     return written
@@ -72,28 +88,54 @@ def read_units(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]
         OptionError: The companion is missing or not the one the diagnosis names.
     """
     header = read_diagnosis(path).header
-    companion = Path(path).parent / Path(header.units_file or "").name
+    return units_with_twins(_companion(path, header.units_file, header.units_sha256))
+
+
+def read_inside(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray | None]]]:
+    """Read what a diagnosis saw inside its layers: layer to what to (network's, twin's).
+
+    Edges and curves are the same for both and have no twin's. "images" and "batches" hold what
+    belongs to no layer; see `diagnose_inside`.
+
+    Raises:
+        OptionError: Nobody looked inside, or the companion is not the one the diagnosis names.
+    """
+    header = read_diagnosis(path).header
+    if header.inside_file is None:
+        raise OptionError(
+            f'The diagnosis "{Path(path).name}" did not look inside its layers.', Remedy.LOOK_INSIDE
+        )
+    arrays = _companion(path, header.inside_file, header.inside_sha256)
+    by_layer: dict[str, dict[str, tuple[np.ndarray, np.ndarray | None]]] = {}
+    for key, values in sorted(arrays.items()):
+        layer, _, what = key.rpartition("/")
+        if not key.startswith("twin/"):
+            by_layer.setdefault(layer, {})[what] = (values, arrays.get(f"twin/{key}"))
+    return by_layer
+
+
+def _companion(path: Path, name: str | None, digest: str | None) -> dict[str, np.ndarray]:
+    companion = Path(path).parent / Path(name or "").name
     try:
         data = read_input(companion, most=MAX_UNITS_BYTES)
-        if hashlib.sha256(data).hexdigest() != header.units_sha256:
+        if hashlib.sha256(data).hexdigest() != digest:
             raise OptionError(
                 f'"{companion.name}" is not the file its diagnosis names. Measure again.'
             )
-        arrays = safetensors.numpy.load(data)
+        return safetensors.numpy.load(data)
     except (OSError, safetensors.SafetensorError) as error:
         raise OptionError(f'"{companion}" cannot be read. Measure again.') from error
-    return units_with_twins(arrays)
 
 
 def units_with_twins(
     arrays: Mapping[str, np.ndarray],
 ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Return the figures by unit that `diagnose` gives, layer to metric to (network's, twin's)."""
-    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    by_layer: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     # safetensors hands arrays out in another order in each process.
     for key, values in sorted(arrays.items()):
         layer, _, metric = key.rpartition("/")
         twin = arrays.get(f"twin/{key}")
         if twin is not None:
-            found.setdefault(layer, {})[metric] = (values, twin)
-    return found
+            by_layer.setdefault(layer, {})[metric] = (values, twin)
+    return by_layer

@@ -86,8 +86,8 @@ def _out_of_names(folder: Path) -> bool:
     if not hasattr(os, "statvfs"):
         return False
     try:
-        found = os.statvfs(folder)
+        status = os.statvfs(folder)
     except OSError:
         return False
     # Some file systems have no fixed number of inodes and say 0 of 0.
-    return found.f_files > 0 and found.f_favail == 0
+    return status.f_files > 0 and status.f_favail == 0

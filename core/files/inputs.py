@@ -178,11 +178,11 @@ class KeyTwiceError(JSONError):
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise KeyTwiceError(next(key for key, count in counts.items() if count > 1))
-    return found
+    return table
 
 
 def _no_number(word: str) -> Any:

@@ -143,13 +143,13 @@ def first_problem(error: ValidationError, where: str) -> str:
         text = f'{where} lacks the key "{place}".'
     else:
         value, says = first.get("input"), first["msg"].rstrip(".")
-        found = f'"{place}" is {_shown(value)}'
+        shown = f'"{place}" is {_shown(value)}'
         if first["type"] == "value_error":
             # In words of ours, which name what they speak of.
-            found = f'"{place}"' if isinstance(value, dict) else found
-            text = f"{where}: {found}: {says.removeprefix('Value error, ')}."
+            shown = f'"{place}"' if isinstance(value, dict) else shown
+            text = f"{where}: {shown}: {says.removeprefix('Value error, ')}."
         else:
-            text = f"{where}: {found}. {says[0].upper()}{says[1:]}."
+            text = f"{where}: {shown}. {says[0].upper()}{says[1:]}."
     if len(problems) > 1:
         text += f" ({len(problems) - 1} more such.)"
     return text

@@ -10,7 +10,7 @@ from typing import Literal
 from core.errors import OptionError, Remedy
 from core.files.disk import no_room, trouble
 
-CompanionKind = Literal["masks", "units"]
+CompanionKind = Literal["masks", "units", "inside", "arrays"]
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -58,7 +58,7 @@ def array_headers(path: Path) -> dict[str, ArrayHeader]:
             more than images do.
         OSError: It cannot be opened; see `core.files.inputs`.
     """
-    found: dict[str, ArrayHeader] = {}
+    headers: dict[str, ArrayHeader] = {}
     try:
         with opened_zip(path) as archive:
             infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
@@ -72,7 +72,7 @@ def array_headers(path: Path) -> dict[str, ArrayHeader]:
                         f'"{info.filename[:80]}" would unpack {in_words(info.compress_size)} to '
                         f"{in_words(header.bytes)}, which no images do"
                     )
-                found[info.filename.removesuffix(".npy")] = header
+                headers[info.filename.removesuffix(".npy")] = header
     except (ArrayError, OSError):
         raise
     except ArchiveError as error:
@@ -80,7 +80,7 @@ def array_headers(path: Path) -> dict[str, ArrayHeader]:
     except Exception as error:
         # Damaged files raise nearly anything.
         raise ArrayError("it is damaged, or holds more than numbers") from error
-    return found
+    return headers
 
 
 class _HeaderReader:
@@ -119,21 +119,21 @@ def read_arrays(path: Path, headers: Mapping[str, ArrayHeader]) -> dict[str, np.
         ArrayError: One holds fewer or more numbers than it says, or is damaged.
         OSError: It cannot be opened; see `core.files.inputs`.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     try:
         with opened_zip(path) as archive:
             for name, header in headers.items():
                 with archive.open(header.member) as member:
                     if _header(member, header.member) != header:
                         raise ArrayError("it changed while it was read")
-                    found[name] = _numbers(member, header)
+                    arrays[name] = _numbers(member, header)
     except (ArrayError, OSError):
         raise
     except MemoryError as error:
         raise ArrayError("there is not enough memory for it") from error
     except Exception as error:
         raise ArrayError("it is damaged") from error
-    return found
+    return arrays
 
 
 def _numbers(member: IO[bytes], header: ArrayHeader) -> np.ndarray:

@@ -147,9 +147,9 @@ def _zip_bytes(path: Path) -> int:
     for key, claimed in claims.storages.items():
         held = members.get(pickle.filename.removesuffix("data.pkl") + f"data/{key}")
         if held is None or claimed > held.file_size:
-            found = "nothing" if held is None else in_words(held.file_size)
+            held_size = "nothing" if held is None else in_words(held.file_size)
             raise _UnreadableError(
-                f'it claims {in_words(claimed)} for "{key[:80]}" and holds {found} there'
+                f'it claims {in_words(claimed)} for "{key[:80]}" and holds {held_size} there'
             )
     return sum(claims.storages.values())
 

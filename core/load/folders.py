@@ -53,11 +53,11 @@ def walk(folder: Path) -> Found:
         DataError: There is far more in it than a data set has, or it is too deep.
         OSError: The folder itself cannot be listed.
     """
-    found = Found()
+    walked = Found()
     mark = folder.stat()
-    _walk(str(folder), "", ((mark.st_dev, mark.st_ino),), found, Counter())
-    found.files = dict(sorted(found.files.items()))
-    return found
+    _walk(str(folder), "", ((mark.st_dev, mark.st_ino),), walked, Counter())
+    walked.files = dict(sorted(walked.files.items()))
+    return walked
 
 
 def _walk(

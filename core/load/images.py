@@ -254,9 +254,9 @@ def _unequal_parts(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) 
             f"Training and validation share no class: {named(untested)} have training images, "
             f"{named(unlearnt)} validation images. Name the classes of both parts alike."
         )
-    if sum(1 for each in train if each) < 2 <= len(classes) - empty:
+    if sum(1 for count in train if count) < 2 <= len(classes) - empty:
         raise DataError(
-            f"Training images are there for {named([i for i, each in enumerate(train) if each])} "
+            f"Training images are there for {named([i for i, count in enumerate(train) if count])} "
             "alone, and a network needs two classes to tell apart. Add images of another class."
         )
     rows = []
@@ -320,12 +320,12 @@ def _ranges(
     if alone:
         others = [item for item in splits["val"] if looks[item].kind in alone]
         tallies |= _measured(source, others, looks, seen, on_progress)
-    found = {kind: range_of(tally, images=stored[kind]) for kind, tally in sorted(tallies.items())}
-    notes += [each.sentence for each in found.values()]
-    trained = {kind: found[kind] for kind in found.keys() - alone}
+    ranges = {kind: range_of(tally, images=stored[kind]) for kind, tally in sorted(tallies.items())}
+    notes += [each.sentence for each in ranges.values()]
+    trained = {kind: ranges[kind] for kind in ranges.keys() - alone}
     cut_off = _cut_off(source, splits["val"], looks, trained, seen, on_progress)
     mixed = [forms[kind].sentence for kind in sorted(forms)]
-    return found, (*damaged, *cut_off, *(each for each in mixed if each is not None))
+    return ranges, (*damaged, *cut_off, *(each for each in mixed if each is not None))
 
 
 def _cut_off(
@@ -338,8 +338,8 @@ def _cut_off(
 ) -> list[str]:
     """Return what the ranges of the training images lose of some validation images."""
     rows = []
-    for kind, found in sorted(ranges.items()):
-        beyond, pixels = Beyond(range=found), 0
+    for kind, intensities in sorted(ranges.items()):
+        beyond, pixels = Beyond(range=intensities), 0
         stored_so = tuple(item for item in items if looks[item].kind == kind)
         chosen = choose_items(stored_so, CHECKED_IMAGES, seed=SPLIT_SEED)
         for done, item in enumerate(chosen):
@@ -426,10 +426,10 @@ def _stamp(path: Path, spec: DataSpec) -> tuple[str, Found | None]:
     if spec.source != "folder":
         mark = path.stat()
         return f"{mark.st_size}\0{mark.st_mtime_ns}", None
-    found = walk(path)
-    text = "".join(f"{name}\0{size}\0{date}\n" for name, (size, date) in found.files.items())
-    text += repr(sorted(found.skipped.items()))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest(), found
+    walked = walk(path)
+    text = "".join(f"{name}\0{size}\0{date}\n" for name, (size, date) in walked.files.items())
+    text += repr(sorted(walked.skipped.items()))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest(), walked
 
 
 def open_images(spec: DataSpec, *, on_progress: Progress | None = None) -> ImageSet:
@@ -447,7 +447,7 @@ def open_images(spec: DataSpec, *, on_progress: Progress | None = None) -> Image
             that is measured cannot be read.
     """
     try:
-        stamp, found = (
+        stamp, walked = (
             ("", None) if spec.source == "embedded" else _stamp(Path(spec.root or spec.name), spec)
         )
     except OSError as error:
@@ -457,7 +457,7 @@ def open_images(spec: DataSpec, *, on_progress: Progress | None = None) -> Image
         if key in _OPENED:
             _OPENED.move_to_end(key)
             return _OPENED[key]
-    images = _open(spec, found, on_progress)
+    images = _open(spec, walked, on_progress)
     with _OPENED_LOCK:
         _OPENED[key] = images
         while len(_OPENED) > KEPT_OPEN:

@@ -112,10 +112,10 @@ class Tally:
         if values.dtype.kind == "f":
             self.whole = self.whole and bool((values == np.rint(values)).all())
         # Looked at only while it may be true: a remainder of each pixel takes a while.
-        for each, unit, size in (("widened_16", WIDENED_16, 2), ("widened_32", WIDENED_32, 4)):
-            if getattr(self, each):
+        for kind, unit, size in (("widened_16", WIDENED_16, 2), ("widened_32", WIDENED_32, 4)):
+            if getattr(self, kind):
                 fits = self.whole and values.dtype.itemsize >= size
-                setattr(self, each, fits and bool((values % unit == 0).all()))
+                setattr(self, kind, fits and bool((values % unit == 0).all()))
         self.documented.append(raw.documented)
         self.significant.append(raw.significant)
         flat = values.reshape(-1)
@@ -135,11 +135,11 @@ class Beyond:
 
     def add(self, raw: Raw) -> None:
         """Take one image in."""
-        values, found = raw.values, self.range
+        values, known = raw.values, self.range
         self.images += 1
         # Halves, because the difference of two doubles may be beyond the largest one.
-        more = (found.high / 2 - found.low / 2) * CUT_BY * 2
-        beyond = (values < np.float64(found.low - more)) | (values > np.float64(found.high + more))
+        more = (known.high / 2 - known.low / 2) * CUT_BY * 2
+        beyond = (values < np.float64(known.low - more)) | (values > np.float64(known.high + more))
         if np.count_nonzero(beyond) >= CUT_FROM * values.size:
             self.cut += 1
             self.low = min(self.low, float(values.min()))
@@ -151,21 +151,21 @@ class Beyond:
         """What is lost of these images; None where nothing is."""
         if not self.cut:
             return None
-        found = self.range
-        width = max(found.high / 2 - found.low / 2, sys.float_info.min)
+        known = self.range
+        width = max(known.high / 2 - known.low / 2, sys.float_info.min)
         lower, upper = ("white", "black") if self.inverted else ("black", "white")
         ends = [
             f"beyond {name}, to {stored_number(reached)} where {name} is {stored_number(limit)} "
             f"({1 + over / width:.3g} times the range)"
             for name, limit, reached, over in (
-                (upper, found.high, self.high, self.high / 2 - found.high / 2),
-                (lower, found.low, self.low, found.low / 2 - self.low / 2),
+                (upper, known.high, self.high, self.high / 2 - known.high / 2),
+                (lower, known.low, self.low, known.low / 2 - self.low / 2),
             )
             if over > 0
         ]
         share = self.cut / self.images
         return (
-            f"{self.cut:,} of {self.images:,} {STORED_AS.get(found.kind, found.kind)} validation "
+            f"{self.cut:,} of {self.images:,} {STORED_AS.get(known.kind, known.kind)} validation "
             f"images that were looked at ({share * 100:.3g}%) {'goes' if self.cut == 1 else 'go'} "
             f"{' and '.join(ends)}. Black and white are taken from the training images, and what "
             "lies outside is cut off: store both parts in one scale."
@@ -278,9 +278,9 @@ def range_of(tally: Tally, *, images: int) -> IntensityRange:
 
 
 def _ends(tally: Tally) -> tuple[float, float, Any]:
-    documented = [each for each in tally.documented if each is not None]
+    documented = [ends for ends in tally.documented if ends is not None]
     if len(documented) == tally.images:
-        low, high = min(each[0] for each in documented), max(each[1] for each in documented)
+        low, high = min(ends[0] for ends in documented), max(ends[1] for ends in documented)
         if low <= tally.low and tally.high <= high and _filled(tally, low, high):
             return low, high, "documented"
     if tally.whole and tally.low >= 0 and tally.high <= 2 ** DEPTHS[-1] - 1:
@@ -308,7 +308,7 @@ def _ends_of_whole(tally: Tally) -> tuple[float, float, Any]:
     if tally.widened_16 and tally.high >= WIDENED_16:
         return 0.0, 65_535.0, "widened"
     depth = next(bits for bits in DEPTHS if tally.high <= 2**bits - 1)
-    bits = [each for each in tally.significant if each is not None]
+    bits = [bit_count for bit_count in tally.significant if bit_count is not None]
     if len(bits) == tally.images:
         depth = max([depth, *bits])
     top = float(2**depth - 1)

@@ -611,7 +611,7 @@ def _patch_of(module: nn.Module) -> int:
     """Return the side of the patches a network cuts images into; 1 where it cuts none."""
     sizes = [getattr(getattr(module, "patch_embed", None), "patch_size", None)]
     # Smaller ones further inside are windows, which pad.
-    inside = (getattr(each, "patch_size", None) for each in module.modules())
+    inside = (getattr(part, "patch_size", None) for part in module.modules())
     sizes += [size for size in inside if _side(size) >= SMALLEST_PATCH]
     return max(_side(next((size for size in sizes if size), 1)), 1)
 

@@ -146,10 +146,10 @@ def read_image(data: bytes, name: str) -> Stored:
     Raises:
         DataError: Another format, broken, or more than `MAX_PIXELS` pixels.
     """
-    found = other_format(data)
-    if found:
+    other = other_format(data)
+    if other:
         raise DataError(
-            f'Image "{name}" cannot be read: it is a file of the format {found}. Save it as '
+            f'Image "{name}" cannot be read: it is a file of the format {other}. Save it as '
             f"{FORMATS_SAID}."
         )
     try:

@@ -114,9 +114,9 @@ def _splits(paths: Iterable[PurePosixPath], where: str) -> tuple[tuple[str, ...]
         note = f"{loose} images lie outside class folders and were left out."
     classes = tuple(sorted({name for _, name, _ in rows}))
     if len(classes) < 2:
-        found = f"only the class folder {classes[0]!r}" if classes else "no class folders"
+        there = f"only the class folder {classes[0]!r}" if classes else "no class folders"
         raise DataError(
-            f"{where} has {found}. At least two folders with images are needed, one a class."
+            f"{where} has {there}. At least two folders with images are needed, one a class."
         )
     if len(classes) > MAX_CLASSES:
         raise DataError(f"{where} has {len(classes):,} class folders; at most {MAX_CLASSES:,}.")
@@ -131,27 +131,27 @@ def _splits(paths: Iterable[PurePosixPath], where: str) -> tuple[tuple[str, ...]
     return tuple(map(as_text, classes)), items, note
 
 
-def open_folder(folder: Path, found: Found | None = None) -> Source:
+def open_folder(folder: Path, walked: Found | None = None) -> Source:
     """Read the names of an image folder (class folders, with or without train and val above).
 
     Args:
         folder: Where it lies.
-        found: What is known to lie in it; None lists it now.
+        walked: What is known to lie in it; None lists it now.
 
     Raises:
         DataError: Too many files, or no classes in them. Later, from `open`: an image that cannot
             be read.
     """
-    found = found or walk(folder)
-    if len(found.files) > MAX_FILES:
+    walked = walked or walk(folder)
+    if len(walked.files) > MAX_FILES:
         raise DataError(f'Folder "{folder}" holds more than {MAX_FILES:,} images.')
-    looks = look_at_files(folder, found)
+    looks = look_at_files(folder, walked)
     try:
         classes, items, note = _splits(
-            [PurePosixPath(name) for name in found.files], f'Folder "{folder}"'
+            [PurePosixPath(name) for name in walked.files], f'Folder "{folder}"'
         )
     except DataError as error:
-        raise DataError(f"{error} {found.note}".rstrip()) from error
+        raise DataError(f"{error} {walked.note}".rstrip()) from error
 
     def data(item: Item) -> bytes:
         try:
@@ -168,9 +168,9 @@ def open_folder(folder: Path, found: Found | None = None) -> Source:
     return Source(
         classes=classes,
         items=tuple(items),
-        notes=tuple(each for each in (note, found.note) if each),
+        notes=tuple(each for each in (note, walked.note) if each),
         open=lambda item: read_image(data(item), item.name),
-        digest=lambda item: str(found.files[item.key][0]),
+        digest=lambda item: str(walked.files[item.key][0]),
         digest_covers="splits, classes, file names and file sizes",
         look=lambda item: looks.get(item.key, PLAIN),
     )

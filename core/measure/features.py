@@ -53,12 +53,12 @@ def pooled_features(
         Layer name to (n, units) float32 on the host. Layers that did not run, or whose output
         does not belong to images, are left out.
     """
-    found: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
     kinds = {layer.name: layer for layer in layers}
 
     def ran(name: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         layer, made = kinds.get(name), first_tensor(output)
-        if layer is None or name in found or made is None or made.ndim < 2:
+        if layer is None or name in features or made is None or made.ndim < 2:
             return
         if not made.is_floating_point() or made.shape[0] % len(inputs):
             return
@@ -66,7 +66,7 @@ def pooled_features(
         if layer.kind == "linear":
             axis = unit_axis(layer.kind, made.shape)
         last = made.movedim(axis, -1)
-        found[name] = last.reshape(len(inputs), -1, last.shape[-1]).float().mean(1).cpu()
+        features[name] = last.reshape(len(inputs), -1, last.shape[-1]).float().mean(1).cpu()
 
     mixed = dtype in (torch.float16, torch.bfloat16)
     with (
@@ -75,7 +75,7 @@ def pooled_features(
         traced_forward(module, on_layer=ran),
     ):
         module(inputs)
-    return found
+    return features
 
 
 def _centred_gram(features: Tensor) -> Tensor:
@@ -165,13 +165,13 @@ def logme(features: Float[Tensor, "image unit"], labels: Int[Tensor, " image"]) 
     held = squares.sqrt() > max(wide.shape) * torch.finfo(torch.float64).eps
     # Absent classes are left out: a column of zeros would be fitted without end.
     targets = torch.nn.functional.one_hot(labels.unique(return_inverse=True)[1]).double()
-    found = largest_evidence(
+    evidence = largest_evidence(
         squares[held],
         (left[:, held].T @ targets) ** 2,
         (targets**2).sum(0),
         images=len(wide),
     )
-    return float(found.mean())
+    return float(evidence.mean())
 
 
 def largest_evidence(
@@ -287,11 +287,11 @@ def transfer_figures(
         labels: (images,).
         layers: All layers of the report.
     """
-    found: tuple[dict[str, dict[str, MetricValue]], ...] = ({}, {})
+    figures: tuple[dict[str, dict[str, MetricValue]], ...] = ({}, {})
     for layer in layers:
         features, others = own.get(layer.name), twin.get(layer.name)
         for which, mine in enumerate((features, others)):
-            found[which][layer.name] = _figures(mine, labels)
+            figures[which][layer.name] = _figures(mine, labels)
         if features is None or others is None or not _usable(features) or not _usable(others):
             cka = MetricValue(value=None, reason="no features to compare")
         else:
@@ -301,11 +301,11 @@ def transfer_figures(
                 if math.isfinite(value)
                 else MetricValue(value=None, reason="the features are the same for all images")
             )
-        found[0][layer.name]["cka_twin"] = cka
-        found[1][layer.name]["cka_twin"] = MetricValue(
+        figures[0][layer.name]["cka_twin"] = cka
+        figures[1][layer.name]["cka_twin"] = MetricValue(
             value=None, reason="the twin is what the network is compared with"
         )
-    return found[0], found[1]
+    return figures[0], figures[1]
 
 
 def _usable(features: Tensor) -> bool:

@@ -223,17 +223,17 @@ def _half_widths(summed: Summed) -> tuple[dict[tuple[int, str], float], dict[int
     relative: dict[int, float] = {}
     wide, mean = half_widths(moments), moments.mean.cpu().numpy()
     shares = noise_share(summed)
-    found: dict[tuple[int, str], float] = {}
+    widths: dict[tuple[int, str], float] = {}
     for i, _ in enumerate(summed.weights.layers):
         for j, name in enumerate(BATCH_FIGURES):
             if np.isfinite(wide[i, j]):
-                found[i, name] = float(wide[i, j]) * (
+                widths[i, name] = float(wide[i, j]) * (
                     float(shares[i]) if name in GRADIENT_NORMS else 1.0
                 )
         place = BATCH_FIGURES.index("grad_l2")
         if np.isfinite(wide[i, place]) and mean[i, place] > 0:
             relative[i] = float(wide[i, place] / mean[i, place]) * float(shares[i])
-    return found, relative
+    return widths, relative
 
 
 def ratio_intervals(
@@ -290,7 +290,7 @@ def _gradient_figures(
         return missing(GRADIENT_NAMES, reason), {}
     weight, n = summed.weights.by_layer[layer.name].detach(), shard.samples
     by_row = gradient_sums(weight, held.total, scale=1 / n)
-    square, absolute, product, zeros = (float(each) for each in by_row.sum(1))
+    square, absolute, product, zeros = (float(total) for total in by_row.sum(1))
     entries = weight.numel()
     norm = math.sqrt(square)
     if not math.isfinite(norm):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from core.errors import DataError, ModelError
 from core.measure.batch import Batch, Ear, Offer, on_device
+from core.measure.inside import Inside
 from core.measure.kernels import ROWS, Want, backend, gradient_totals
 from core.measure.shard import (
     NO_KEYS,
@@ -131,6 +132,8 @@ class Gauge:
         self._scale = LossScale(dtype)
         self._ears: dict[str, Ear] = {}
         self._batch = Batch()
+        # The closer look, where one was asked for.
+        self.inside: Inside | None = None
         # Whether the network writes into its input; None before the first pass.
         self._writes: bool | None = None
         # Wall time spent on reading, of the whole of `add`; says little where work is queued.
@@ -169,6 +172,8 @@ class Gauge:
                 loss, gradients = self._pass(inputs, labels, first)
         except RUN_ERRORS as error:
             raise _explained(error, inputs, labels) from error
+        if self.inside is not None:
+            self.inside.commit()
         passed = perf_counter()
         self._check_reads()
         norms = self._add_gradients(gradients)
@@ -208,11 +213,15 @@ class Gauge:
     def _pass(self, inputs: Tensor, labels: Tensor, first: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and its gradients; reads wait to be added."""
         self._batch = Batch(first, len(inputs))
+        look = self.inside
+        if look is not None:
+            look.begin(labels, first)
         with torch.enable_grad(), self._tracing.kept() as self._hooks:
             with self._tracing.forward(
                 before_activation=self._timed(self._before),
                 after_activation=self._timed(self._after),
                 on_attention=self._timed(self._attended) if self._asking else None,
+                on_call=look.called if look is not None and look.ranging else None,
             ):
                 loss = self._loss(inputs, labels)
             for ear in self._batch.reads:
@@ -252,14 +261,14 @@ class Gauge:
     def _gradients(self, loss: Tensor) -> dict[str, Tensor]:
         if not self.weights.trained:
             return {}
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             self._scale.up(loss),
             list(self.weights.trained.values()),
             allow_unused=True,
         )
         return {
             name: gradient
-            for name, gradient in zip(self.weights.trained, found, strict=True)
+            for name, gradient in zip(self.weights.trained, gradients, strict=True)
             if gradient is not None
         }
 
@@ -277,12 +286,12 @@ class Gauge:
         sums = gradient_totals(
             [self.weights.trained[name] for name in gradients],
             list(gradients.values()),
-            [each.total for each in held],
+            [total.total for total in held],
             scale=1 / self._scale.value,
         )
-        for each, square in zip(held, (sums[:, 0] / self._batch.rows).unbind(), strict=True):
-            each.squares = each.squares + square
-            each.reached += 1
+        for total, square in zip(held, (sums[:, 0] / self._batch.rows).unbind(), strict=True):
+            total.squares = total.squares + square
+            total.reached += 1
         return dict(zip(gradients, sums.unbind(), strict=True))
 
     def _ear(self, site: Site, z: Tensor) -> Ear | None:
@@ -300,12 +309,16 @@ class Gauge:
         ear = self._ear(site, z)
         if ear is not None:
             ear.before = None if ear.read_before is None else ear.read_before(z)
+            if self.inside is not None:
+                self.inside.before(ear, z)
 
     def _after(self, site: Site, h: Tensor) -> None:
         ear = self._ear(site, h)
         if ear is None:
             return
         ear.sums, ear.gradient = ear.read(h), None
+        if self.inside is not None:
+            self.inside.after(ear, h)
         self._take_rows(site.name, h.detach(), ear.axis)
         self._batch.reads.append(ear)
 
@@ -377,7 +390,7 @@ class Gauge:
             rows = last.flatten(0, -2).index_select(0, offer.flat)
         elif len(offer.flat):
             inside = np.unravel_index(offer.places, last.shape[1:-1]) if last.ndim > 2 else ()
-            rows = last[tuple(on_device(each, h.device) for each in (offer.images, *inside))]
+            rows = last[tuple(on_device(places, h.device) for places in (offer.images, *inside))]
         self._batch.rows_taken.append((name, offer, rows))
 
     def _offered(self, size: tuple[int, int], held: np.ndarray) -> Offer:
@@ -401,6 +414,8 @@ class Gauge:
             return
         whole = attention.entries or batch
         samples = self._batch.images(whole)[:: attention.every]
+        if self.inside is not None:
+            self.inside.attended(place, attention, self._batch)
         windows = max(1, whole // max(self._batch.rows, 1))
         most = max(1, QUERIES_AN_IMAGE // windows)
         chosen = positions(samples, queries, most=most, salt=queries)

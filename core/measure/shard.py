@@ -146,8 +146,8 @@ class RowSample:
     def merged(self, other: RowSample) -> RowSample:
         """Return the sample of everything offered to either."""
         both = RowSample()
-        for each in (self, other):
-            both.add(each.keys, each._at, offered=each.offered)
+        for shard in (self, other):
+            both.add(shard.keys, shard._at, offered=shard.offered)
         return both
 
     def _at(self, places: np.ndarray) -> Tensor:
@@ -284,8 +284,8 @@ class Shard:
 
 def _joined(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
     both = dict(left)
-    for name, each in right.items():
-        both[name] = both[name].merged(each) if name in both else each
+    for name, sums in right.items():
+        both[name] = both[name].merged(sums) if name in both else sums
     return both
 
 

@@ -44,8 +44,8 @@ def lowest_entries(utility: Tensor, percent: float) -> np.ndarray:
     """
     k = share(percent, utility.numel())
     chosen = torch.topk(utility.detach().flatten().cpu(), k, largest=False).indices
-    found: np.ndarray = np.sort(chosen.numpy())
-    return found
+    places: np.ndarray = np.sort(chosen.numpy())
+    return places
 
 
 def entries_below_mean(utility: Tensor, factor: float) -> np.ndarray:
@@ -59,14 +59,14 @@ def entries_below_mean(utility: Tensor, factor: float) -> np.ndarray:
         Hernandez-Garcia et al. 2025, arXiv:2508.00212, threshold pruning.
     """
     flat = utility.detach().flatten().double()
-    found: np.ndarray = (flat <= factor * flat.mean()).nonzero().flatten().numpy()
-    return found
+    places: np.ndarray = (flat <= factor * flat.mean()).nonzero().flatten().numpy()
+    return places
 
 
 def random_entries(count: int, size: int, generator: torch.Generator) -> np.ndarray:
     """Return different flat indices below `size`, int64 (count,), ascending; each is as likely."""
-    found: np.ndarray = np.sort(torch.randperm(size, generator=generator)[:count].numpy())
-    return found
+    places: np.ndarray = np.sort(torch.randperm(size, generator=generator)[:count].numpy())
+    return places
 
 
 def summed_gradients(
@@ -103,7 +103,7 @@ def summed_gradients(
         for parameter in named.values():
             parameter.requires_grad_(True)
             parameter.grad = None
-        total = {name: torch.zeros_like(each) for name, each in named.items()}
+        total = {name: torch.zeros_like(tensor) for name, tensor in named.items()}
         for inputs, labels in batches:
             with memory_kept(module):
                 logits = first_tensor(module(inputs))
@@ -117,16 +117,16 @@ def summed_gradients(
                     total[name].add_(gradient, alpha=1.0 if decay is None else -decay)
                 parameter.grad = None
     first = {id(parameter): name for name, parameter in named.items()}
-    for name, each in total.items():
-        if not bool(each.isfinite().all()):
+    for name, tensor in total.items():
+        if not bool(tensor.isfinite().all()):
             raise ModelError(
                 f'The gradient of "{name}" is not finite on these images. Check the weights, or '
                 "take another image size."
             )
-    found = {name: each.cpu() for name, each in total.items()}
+    on_host = {name: tensor.cpu() for name, tensor in total.items()}
     # A shared parameter has its gradient under each of its names.
     return {
-        name: found[first[id(parameter)]]
+        name: on_host[first[id(parameter)]]
         for name, parameter in module.named_parameters(remove_duplicate=False)
     }
 
@@ -158,8 +158,8 @@ def rounding_alone(module: nn.Module, inputs: Tensor, labels: Tensor) -> frozens
         batch_statistics(module)
         for dtype in (torch.float32, torch.float64):
             state = {
-                name: each.detach().to(dtype) if each.is_floating_point() else each
-                for name, each in (*module.named_parameters(), *module.named_buffers())
+                name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in (*module.named_parameters(), *module.named_buffers())
             }
             leaves = {name: state[name].requires_grad_() for name, _ in module.named_parameters()}
             try:
@@ -167,11 +167,11 @@ def rounding_alone(module: nn.Module, inputs: Tensor, labels: Tensor) -> frozens
                     logits = first_tensor(functional_call(module, state, (inputs.to(dtype),)))
                     assert logits is not None
                     loss = F.cross_entropy(logits, labels)
-                    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+                    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             except (RuntimeError, TypeError):
                 # A network that keeps tensors of its own in float32 cannot be asked.
                 return frozenset()
-            taken.append(dict(zip(leaves, found, strict=True)))
+            taken.append(dict(zip(leaves, gradients, strict=True)))
     names = set()
     for name, single in taken[0].items():
         double = taken[1][name]
@@ -209,8 +209,8 @@ class UnitFigures:
             GXD, arXiv:2605.06834.
         """
         cost = (self.product - self.activation * self.gradient).abs()
-        found: np.ndarray = cost.numpy()
-        return found
+        costs: np.ndarray = cost.numpy()
+        return costs
 
 
 def unit_figures(

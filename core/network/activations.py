@@ -146,9 +146,9 @@ def activation_of(
     read = FUNCTIONS.get(function)
     if read is None:
         return None
-    found = read(args, kwargs)
+    activation = read(args, kwargs)
     # torch.nn.ReLU6 computes itself as this hardtanh; people know it by its own name.
-    return Activation("relu6") if found == Activation("hardtanh", (0.0, 6.0)) else found
+    return Activation("relu6") if activation == Activation("hardtanh", (0.0, 6.0)) else activation
 
 
 def derivative(activation: Activation, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,53 @@ class Attention:
             keys = self.key.shape[2]
         return batch, heads, queries, keys
 
+    def first(self, entries: int) -> Attention:
+        """Return the attention of the first batch entries."""
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[0] > 1:
+            mask = mask[:entries]
+        return replace(
+            self,
+            query=None if self.query is None else self.query[:entries],
+            key=None if self.key is None else self.key[:entries],
+            weights=None if self.weights is None else self.weights[:entries],
+            mask=mask,
+            entries=None,
+        )
+
+    def weights_of(self, chosen: Int[Tensor, "batch few"]) -> Float[Tensor, "batch head few key"]:
+        """Return the attention of the chosen queries, (batch, heads, few, keys) float32.
+
+        Args:
+            chosen: (batch, few) positions of queries, an own choice for each batch entry.
+        """
+        return self._spread(chosen)[0]
+
+    def _spread(self, chosen: Int[Tensor, "batch few"]) -> tuple[Tensor, Tensor]:
+        """Return the attention of the chosen queries, and how many keys each may see."""
+        batch, heads, queries, keys = self.shape
+        few = chosen.shape[1]
+        place = chosen[:, None, :, None]
+        # Under autocast a product of half-precision queries and keys would overflow before it is
+        # scaled, which the fused kernels do not.
+        with torch.no_grad(), torch.autocast(chosen.device.type, enabled=False):
+            if self.weights is not None:
+                p = self.weights.gather(2, place.expand(batch, heads, few, keys)).float()
+                return p, torch.full_like(p[..., 0], keys)
+            assert self.query is not None
+            assert self.key is not None
+            index = place.expand(batch, heads, few, self.query.shape[3])
+            picked = self.query.gather(2, index).float()
+            scores = (picked @ self.key.transpose(-2, -1).float()) * self.scale
+            if self.mask is not None:
+                whole = self.mask.expand(batch, heads, queries, keys)
+                scores = scores + whole.gather(2, place.expand(batch, heads, few, keys))
+            if self.causal:
+                hidden = torch.arange(keys, device=scores.device) > place
+                scores = scores.masked_fill(hidden, -math.inf)
+            # What is not a number is seen, and shows.
+            return scores.softmax(-1), (scores != -math.inf).sum(-1).float()
+
     def entropy(
         self, chosen: Int[Tensor, "batch few"]
     ) -> tuple[Float[Tensor, "batch head few"], Bool[Tensor, "batch head few"]]:
@@ -72,30 +119,8 @@ class Attention:
             the same; and whether the query has a choice at all. One that sees fewer than two
             keys, as the first does under a causal mask, has none; its entropy is given as 0.
         """
-        batch, heads, queries, keys = self.shape
-        few = chosen.shape[1]
-        place = chosen[:, None, :, None]
-        # Under autocast a product of half-precision queries and keys would overflow before it is
-        # scaled, which the fused kernels do not.
         with torch.no_grad(), torch.autocast(chosen.device.type, enabled=False):
-            if self.weights is not None:
-                p = self.weights.gather(2, place.expand(batch, heads, few, keys)).float()
-                seen = torch.full_like(p[..., 0], keys)
-            else:
-                assert self.query is not None
-                assert self.key is not None
-                index = place.expand(batch, heads, few, self.query.shape[3])
-                picked = self.query.gather(2, index).float()
-                scores = (picked @ self.key.transpose(-2, -1).float()) * self.scale
-                if self.mask is not None:
-                    whole = self.mask.expand(batch, heads, queries, keys)
-                    scores = scores + whole.gather(2, place.expand(batch, heads, few, keys))
-                if self.causal:
-                    hidden = torch.arange(keys, device=scores.device) > place
-                    scores = scores.masked_fill(hidden, -math.inf)
-                # What is not a number is seen, and shows.
-                seen = (scores != -math.inf).sum(-1).float()
-                p = scores.softmax(-1)
+            p, seen = self._spread(chosen)
             chooses = seen > 1
             entropy = -torch.xlogy(p, p).sum(-1)
             return torch.where(chooses, entropy / seen.log(), 0.0), chooses
@@ -164,7 +189,7 @@ def _multi_head(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention |
         given.get("static_k"),
         given.get("add_zero_attn") or None,
     )
-    if packed is None or query.ndim != 3 or any(each is not None for each in odd):
+    if packed is None or query.ndim != 3 or any(option is not None for option in odd):
         return None
     width = query.shape[-1]
     with torch.no_grad():

@@ -103,28 +103,28 @@ def module_kept(module: nn.Module) -> Iterator[None]:
     norms, and each buffer's values. Parameters themselves are not copied: the stages that use
     this never write to them.
     """
-    training = [(each, each.training) for each in module.modules()]
+    training = [(part, part.training) for part in module.modules()]
     tracking = [
-        (each, bool(getattr(each, TRACKING)))
-        for each in module.modules()
-        if isinstance(getattr(each, TRACKING, None), bool)
+        (part, bool(getattr(part, TRACKING)))
+        for part in module.modules()
+        if isinstance(getattr(part, TRACKING, None), bool)
     ]
-    parameters = [(each, each.requires_grad, each.grad) for each in module.parameters()]
+    parameters = [(part, part.requires_grad, part.grad) for part in module.parameters()]
     buffers = [
-        (owner, key, each, each.detach().clone())
+        (owner, key, part, part.detach().clone())
         for owner in module.modules()
-        for key, each in owner._buffers.items()
-        if each is not None
+        for key, part in owner._buffers.items()
+        if part is not None
     ]
     for parameter, _, _ in parameters:
         parameter.grad = None
     try:
         yield
     finally:
-        for each, flag in training:
-            each.training = flag
-        for each, flag in tracking:
-            setattr(each, TRACKING, flag)
+        for part, flag in training:
+            part.training = flag
+        for part, flag in tracking:
+            setattr(part, TRACKING, flag)
         for parameter, needed, gradient in parameters:
             parameter.requires_grad_(needed)
             parameter.grad = gradient
@@ -147,7 +147,7 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
     it keeps of them: with the handle forgotten they would add up from pass to pass.
     """
     # This runs once a batch: plain copies, and comparisons by identity, are quick.
-    before = [(vars(each), vars(each).copy()) for each in module.modules()]
+    before = [(vars(part), vars(part).copy()) for part in module.modules()]
     contents: dict[int, tuple[Any, Any]] = {}
     for _, kept in before:
         for key, value in kept.items():
@@ -192,7 +192,7 @@ def memory_kept(module: nn.Module) -> Iterator[None]:
 def _put_back(hooked: list[tuple[Any, dict[int, Any]]]) -> None:
     """Give a module the hooks it had, but for those of ours that are taken off by now."""
     for held, content in hooked:
-        left = {key: each for key, each in content.items() if key in held or key not in _OURS}
+        left = {key: value for key, value in content.items() if key in held or key not in _OURS}
         held.clear()
         held.update(left)
 
@@ -205,12 +205,12 @@ def checkpoints_opened() -> Iterator[None]:
     a backward of its own: no hook set in the forward sees the gradient, and
     `torch.autograd.grad` is refused. Values and gradients are the same without it.
     """
-    found = torch.utils.checkpoint.CheckpointFunction
+    function = torch.utils.checkpoint.CheckpointFunction
     torch.utils.checkpoint.CheckpointFunction = _Opened  # type: ignore[assignment,misc]
     try:
         yield
     finally:
-        torch.utils.checkpoint.CheckpointFunction = found  # type: ignore[misc]
+        torch.utils.checkpoint.CheckpointFunction = function  # type: ignore[misc]
 
 
 class _Opened:
@@ -233,9 +233,9 @@ def _copied(value: Any, contents: dict[int, tuple[Any, Any]]) -> None:
     if id(value) in contents:
         return
     contents[id(value)] = value, value.copy()
-    for each in value.values() if isinstance(value, dict) else value:
-        if type(each) in _CONTAINERS:
-            _copied(each, contents)
+    for part in value.values() if isinstance(value, dict) else value:
+        if type(part) in _CONTAINERS:
+            _copied(part, contents)
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
@@ -255,8 +255,8 @@ def batch_statistics(module: nn.Module) -> None:
     # Turning to train mode is when a network empties the tables it keeps for eval mode.
     module.train()
     module.eval()
-    for each in module.modules():
-        if getattr(each, "running_mean", None) is not None:
-            each.training = True
-            if isinstance(getattr(each, TRACKING, None), bool):
-                setattr(each, TRACKING, False)
+    for part in module.modules():
+        if getattr(part, "running_mean", None) is not None:
+            part.training = True
+            if isinstance(getattr(part, TRACKING, None), bool):
+                setattr(part, TRACKING, False)

@@ -142,9 +142,9 @@ class Origins:
         return held is not None and held() is tensor
 
     def _lose(self, made: Sequence[Tensor]) -> None:
-        for each in made:
-            if id(each) not in self._made and id(each) not in self._blended:
-                self._lost[id(each)] = ref(each)
+        for tensor in made:
+            if id(tensor) not in self._made and id(tensor) not in self._blended:
+                self._lost[id(tensor)] = ref(tensor)
 
     def ran(self, origin: Origin, output: Tensor) -> None:
         """Note that a layer made a tensor, of any shape."""
@@ -187,7 +187,7 @@ class Origins:
             function in BLENDS or (pooled := _pooled(function, args, kwargs)) is not None
         ):
             last = result.ndim if function in BLENDS else result.ndim - (pooled or 0)
-            found = [
+            sources = [
                 Origin(origin.layer, axis)
                 for each in tensors_in([*args, *kwargs.values()])
                 for known in (self._made, self._blended)
@@ -197,8 +197,8 @@ class Origins:
                 for axis in (origin.axis + result.ndim - each.ndim,)
                 if axis < last and _apart(each, origin.axis, result, axis)
             ]
-            if found:
-                latest = max(found, key=lambda origin: self._turn[origin.layer])
+            if sources:
+                latest = max(sources, key=lambda origin: self._turn[origin.layer])
                 self._blended[id(result)] = result, latest
         elif _in_place(function):
             self.forget(result)
@@ -275,18 +275,18 @@ def _apart(source: Tensor, axis: int, made: Tensor, where: int, *, part: bool = 
     if not part:
         return source.shape[axis] == made.shape[where]
     rest = [
-        [size for place, size in enumerate(each.shape) if place != at and size > 1]
-        for each, at in ((source, axis), (made, where))
+        [size for place, size in enumerate(tensor.shape) if place != at and size > 1]
+        for tensor, at in ((source, axis), (made, where))
     ]
     return rest[0] == rest[1] and source.shape[axis] >= made.shape[where]
 
 
 def tensors_in(given: Sequence[Any]) -> list[Tensor]:
     """Return the tensors of any shape among arguments, also those in a tuple or list."""
-    found: list[Tensor] = []
-    for each in given:
-        if isinstance(each, Tensor):
-            found.append(each)
-        elif isinstance(each, tuple | list):
-            found += [one for one in each if isinstance(one, Tensor)]
-    return found
+    tensors: list[Tensor] = []
+    for value in given:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, tuple | list):
+            tensors += [one for one in value if isinstance(one, Tensor)]
+    return tensors

@@ -298,8 +298,8 @@ def first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, tuple | list):
-        for each in value:
-            found = first_tensor(each)
-            if found is not None:
-                return found
+        for part in value:
+            tensor = first_tensor(part)
+            if tensor is not None:
+                return tensor
     return None

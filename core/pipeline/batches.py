@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import OptionError
@@ -92,6 +94,27 @@ def read_batch(
     pixels, labels = decode_items(images, items, preprocessing, size=size)
     inputs = normalised(pixels.to(device), preprocessing.mean, preprocessing.std)
     return inputs.contiguous(memory_format=layout), labels.to(device)
+
+
+def thumbnails(inputs: Tensor, preprocessing: Preprocessing, *, size: int) -> np.ndarray:
+    """Return small pictures of images as the network sees them.
+
+    Args:
+        inputs: (n, 3, height, width), normalised.
+        preprocessing: How they were.
+        size: Side of the pictures, in pixels.
+
+    Returns:
+        (n, size, size, 3) uint8.
+    """
+    mean, std = (
+        torch.tensor(values, device=inputs.device)[:, None, None]
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    small = F.interpolate(inputs.float(), size=(size, size), mode="area")
+    pixels = ((small * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    pictures: np.ndarray = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pictures
 
 
 @lru_cache(maxsize=8)

@@ -13,13 +13,13 @@ def versions() -> dict[str, str]:
     """Return the versions a record needs to be repeated."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors"):
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            by_package[package] = "unknown"
+    return by_package
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ from core.measure import (
     shard_state,
     transfer_figures,
 )
+from core.measure.inside import (
+    Inside,
+    gradient_arrays,
+    inside_arrays,
+    settle,
+    weight_arrays,
+)
 from core.network.outline import outline_module
 from core.pipeline.batches import (
     DEFAULT_BATCH_SIZE,
@@ -45,6 +52,7 @@ from core.pipeline.batches import (
     check_image_size,
     opened_images,
     read_batch,
+    thumbnails,
 )
 from core.pipeline.machine import choose_device, device_name, versions
 from core.pipeline.progress import Progress
@@ -65,6 +73,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # Batches that are wanted at least: of two the interval of a mean is six times as wide as of four.
 FEWEST_BATCHES = 4
+
+# Small pictures of the images measured, to show which of them drive a unit.
+THUMBNAIL_PX = 32
+MOST_THUMBNAILS = 1024
 
 FiguresByLayer = Mapping[str, Mapping[str, MetricValue]]
 
@@ -145,6 +157,40 @@ def diagnose(
         if transfer:
             measurement.read_features()
     return measurement.diagnosis(begun=begun, histograms=histograms)
+
+
+def diagnose_inside(
+    spec: ModelSpec,
+    data: DataSpec,
+    settings: MeasureSettings | None = None,
+    *,
+    transfer: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Diagnosis, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Measure as `diagnose` does, and look inside each layer on the same passes.
+
+    Args:
+        spec: The model.
+        data: The images.
+        settings: How; None takes the defaults.
+        transfer: Also take the slower pass over features.
+        progress: Progress and stop.
+
+    Returns:
+        What `diagnose` returns, with histograms; and "LAYER/WHAT" and "twin/LAYER/WHAT" to arrays
+        as `core.measure.inside` makes them, with "images/thumbnails" (images, 32, 32, 3) uint8
+        and "images/labels" (images,) for the images that units are driven by.
+
+    Raises:
+        LimberError: Bad input, or stopped.
+    """
+    begun = time.perf_counter()
+    with measuring(spec, data, settings or MeasureSettings(), progress) as measurement:
+        measurement.look_inside()
+        measurement.run(range(measurement.batches))
+        if transfer:
+            measurement.read_features()
+    return *measurement.diagnosis(begun=begun, histograms=True), measurement.inside()
 
 
 @contextmanager
@@ -228,6 +274,9 @@ class Measurement:
     fresh: Gauge
     ratios: Moments | None = None
     transfer: tuple[FiguresByLayer, FiguresByLayer] | None = None
+    thumbnails: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+    by_batch: list[np.ndarray] = field(default_factory=list)
 
     @property
     def batches(self) -> int:
@@ -263,6 +312,9 @@ class Measurement:
                 self.progress.advance(done, 2 * whole, "images")
                 if self.progress.should_stop():
                     raise Stopped("Measuring was stopped; nothing was written.")
+            if self.own.inside is not None:
+                self._keep_images(inputs, labels)
+                self.by_batch.append(torch.stack(figures).cpu().numpy())
             # Where either is 0 there is no ratio, as where it does not apply.
             logs = Moments.of(
                 (figures[0] / figures[1]).log().nan_to_num(torch.nan, torch.nan, torch.nan)
@@ -313,6 +365,48 @@ class Measurement:
         for gauge in (self.own, self.fresh):
             gauge.learn_sites(inputs, labels)
 
+    def look_inside(self) -> None:
+        """Have the passes to come look inside each layer; the first batch chooses the bins."""
+        names = [layer.name for layer in self.outline.layers]
+        for gauge in (self.own, self.fresh):
+            gauge.inside = Inside(self.outline.classes, names)
+        self.trace()
+        assert self.own.inside is not None
+        assert self.fresh.inside is not None
+        settle(self.own.inside, self.fresh.inside, self.place)
+
+    def _keep_images(self, inputs: Tensor, labels: Tensor) -> None:
+        """Keep small pictures of a batch, as the network sees them."""
+        self.labels.append(labels.cpu().numpy().astype(np.int32))
+        if len(self.thumbnails) * self.batch_size >= MOST_THUMBNAILS:
+            return
+        self.thumbnails.append(thumbnails(inputs, self.card.preprocessing, size=THUMBNAIL_PX))
+
+    def inside(self) -> dict[str, np.ndarray]:
+        """Return what was seen inside the layers, in the shapes of `diagnose_inside`."""
+        named: dict[str, np.ndarray] = {}
+        for prefix, gauge in (("", self.own), ("twin/", self.fresh)):
+            assert gauge.inside is not None
+            for name, arrays in inside_arrays(gauge.inside, twin=bool(prefix)).items():
+                named |= {f"{prefix}{name}/{what}": values for what, values in arrays.items()}
+            for layer in self.outline.layers:
+                arrays = self._weight_arrays(gauge, layer.name)
+                named |= {f"{prefix}{layer.name}/{what}": values for what, values in arrays.items()}
+        named["images/thumbnails"] = np.concatenate(self.thumbnails)
+        named["images/labels"] = np.concatenate(self.labels)
+        # (batches, 2, layers, figures): the network's and the twin's figures of each batch.
+        named["batches/figures"] = np.stack(self.by_batch).astype(np.float32)
+        return named
+
+    def _weight_arrays(self, gauge: Gauge, layer: str) -> dict[str, np.ndarray]:
+        weight = gauge.weights.by_layer[layer].detach()
+        arrays = weight_arrays(weight)
+        name = gauge.weights.gradient_of(layer)
+        total = None if name is None else gauge.shard.gradients.get(name)
+        if total is not None and total.reached:
+            arrays |= gradient_arrays(total.total / gauge.shard.samples)
+        return arrays
+
     def recipe(self, part: int, parts: int) -> dict[str, object]:
         """Return what makes parts belong together."""
         return {
@@ -342,23 +436,23 @@ class Measurement:
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums of both networks, for a file, in the shapes of `shard_state`."""
-        found: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for prefix, gauge in (("own", self.own), ("twin", self.fresh)):
-            found |= {f"{prefix}:{k}": v for k, v in shard_state(gauge.shard).items()}
+            sums |= {f"{prefix}:{k}": v for k, v in shard_state(gauge.shard).items()}
         if self.ratios is not None:
-            found |= {
+            sums |= {
                 "ratios:count": self.ratios.count.cpu(),
                 "ratios:mean": self.ratios.mean.cpu(),
                 "ratios:m2": self.ratios.m2.cpu(),
             }
-        return found
+        return sums
 
     def absorb(self, state: Mapping[str, Tensor]) -> None:
         """Add the sums that `state` returned elsewhere, in the same shapes."""
         for prefix, gauge in (("own:", self.own), ("twin:", self.fresh)):
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             gauge.shard = gauge.shard.merged(shard_from(part))
-        ratios = Moments(*(state[f"ratios:{each}"] for each in ("count", "mean", "m2")))
+        ratios = Moments(*(state[f"ratios:{name}"] for name in ("count", "mean", "m2")))
         self.ratios = ratios if self.ratios is None else self.ratios.merged(ratios)
 
     def diagnosis(
@@ -436,9 +530,9 @@ class Measurement:
                 units[f"{layer.name}/{metric}"] = values
             for metric, values in fresh.units[layer.name].items():
                 units[f"twin/{layer.name}/{metric}"] = values
-        found = judgement(reports)
+        judged = judgement(reports)
         diagnosis = Diagnosis(
-            header=header, layers=reports, findings=found.findings, remarks=found.remarks
+            header=header, layers=reports, findings=judged.findings, remarks=judged.remarks
         )
         return diagnosis, units
 

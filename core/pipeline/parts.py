@@ -128,9 +128,9 @@ def merge_parts(
                 f'"{path}" is a part of another measurement: its {odd} differs from that of '
                 f'"{paths[0]}". Measure all parts alike.'
             )
-    found, parts = sorted(each["part"] for each in recipes), int(shared[0]["parts"])
-    if found != list(range(1, parts + 1)):
-        lost = sorted(set(range(1, parts + 1)) - set(found))
+    numbers, parts = sorted(each["part"] for each in recipes), int(shared[0]["parts"])
+    if numbers != list(range(1, parts + 1)):
+        lost = sorted(set(range(1, parts + 1)) - set(numbers))
         what = f"part {lost[0]} is missing" if lost else "a part is there twice"
         raise OptionError(f"Of {parts} parts {what}. Name each part's file once.")
     recipe = shared[0]

@@ -165,14 +165,14 @@ def _layer_previews(
     reset = {target.layer for target in plan.targets}
     rows = []
     for layer in outline.layers:
-        found = changes.get(layer.name, [])
+        changes_here = changes.get(layer.name, [])
         rows.append(
             LayerPreview(
                 layer=layer.name,
                 reset=layer.name in reset,
                 parameters=layer.count,
-                selected=sum(change.selected for change in found),
-                relative_change=_relative(found),
+                selected=sum(change.selected for change in changes_here),
+                relative_change=_relative(changes_here),
                 **({} if outcome is None else _behind(layer.name, outcome)),
             )
         )

@@ -368,17 +368,17 @@ def write_run(
 
 def _file_names(names: Iterable[str]) -> list[str]:
     """Return names of files for arms: no odd letters, short enough, each another."""
-    found: list[str] = []
+    taken: list[str] = []
     for name in names:
         safe = "".join(c if c.isalnum() or c in "-_ ." else "_" for c in name)
         safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore").strip(". ") or "plan"
         free, number = safe, 1
         # Some file systems take capitals for the same.
-        while free.casefold() in {each.casefold() for each in found}:
+        while free.casefold() in {name_taken.casefold() for name_taken in taken}:
             number += 1
             free = f"{safe} {number}"
-        found.append(free)
-    return found
+        taken.append(free)
+    return taken
 
 
 def step_event(step: StepRecord) -> dict[str, object]:

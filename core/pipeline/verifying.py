@@ -31,25 +31,25 @@ def verify_weights(plan: ReinitPlan, path: Path) -> Verification:
         LimberError: The plan does not fit, or the file cannot be read.
     """
     expected, receipt = edited_weights(plan)
-    found = read_checkpoint(path)
-    held, made = state_bytes(found), state_bytes(expected)
+    tensors = read_checkpoint(path)
+    held, made = state_bytes(tensors), state_bytes(expected)
     if held > MOST_FOUND * made + SPARE_BYTES:
         raise PlanError(
             f'"{path.name}" holds {in_words(held)} of weights, and the plan makes '
             f"{in_words(made)}: it is not what the plan makes. Give the file that apply wrote."
         )
     differing: dict[str, int] = {}
-    for name in sorted(expected.keys() & found.keys()):
-        own, other = expected[name], found[name]
+    for name in sorted(expected.keys() & tensors.keys()):
+        own, other = expected[name], tensors[name]
         if own.shape != other.shape or own.dtype != other.dtype:
             differing[name] = own.numel()
         else:
             odd = int(other_bits(own, other).sum())
             if odd:
                 differing[name] = odd
-    missing = tuple(sorted(expected.keys() - found.keys()))
-    unexpected = tuple(sorted(found.keys() - expected.keys()))
-    digest = state_sha256(found)
+    missing = tuple(sorted(expected.keys() - tensors.keys()))
+    unexpected = tuple(sorted(tensors.keys() - expected.keys()))
+    digest = state_sha256(tensors)
     return Verification(
         matches=digest == receipt.after_sha256,
         tensors=len(expected),
@@ -71,8 +71,8 @@ def changed_entries(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
     Returns:
         Only tensors in which something differs; bool, in the tensor's shape.
     """
-    found = {name: other_bits(before[name], after[name]) for name in before}
-    return {name: flags for name, flags in found.items() if bool(flags.any())}
+    changed = {name: other_bits(before[name], after[name]) for name in before}
+    return {name: flags for name, flags in changed.items() if bool(flags.any())}
 
 
 def diff_weights(first: Path, second: Path) -> tuple[WeightDifference, ...]:
@@ -86,7 +86,7 @@ def diff_weights(first: Path, second: Path) -> tuple[WeightDifference, ...]:
     for name in sorted(own.keys() | other.keys()):
         left, right = own.get(name), other.get(name)
         if left is None or right is None or left.shape != right.shape or left.dtype != right.dtype:
-            count = max(each.numel() for each in (left, right) if each is not None)
+            count = max(tensor.numel() for tensor in (left, right) if tensor is not None)
             rows.append(
                 WeightDifference(name=name, entries=count, changed=count, relative_change=None)
             )

@@ -67,8 +67,8 @@ def compose_plans(first: ReinitPlan, second: ReinitPlan, *, name: str | None = N
 def _same_buffer(tensor: str, one: Target, two: Target) -> bool:
     """Whether both put a whole buffer back to the same twin's, as a layer and its norm may."""
     return all(
-        tensor in each.buffers and not any(entries.tensor == tensor for entries in each.entries)
-        for each in (one, two)
+        tensor in target.buffers and not any(entries.tensor == tensor for entries in target.entries)
+        for target in (one, two)
     ) and (one.seed == two.seed)
 
 
@@ -124,10 +124,10 @@ def diff_plans(first: ReinitPlan, second: ReinitPlan) -> tuple[PlanDifference, .
 
 def _by_layer(plan: ReinitPlan) -> dict[str, tuple[Target, ...]]:
     """Return a plan's targets by layer: composed ones may name a layer twice."""
-    found: dict[str, tuple[Target, ...]] = {}
+    by_layer: dict[str, tuple[Target, ...]] = {}
     for target in plan.targets:
-        found[target.layer] = (*found.get(target.layer, ()), target)
-    return found
+        by_layer[target.layer] = (*by_layer.get(target.layer, ()), target)
+    return by_layer
 
 
 def _by_tensor(plan: ReinitPlan) -> dict[str, Target]:
@@ -142,7 +142,7 @@ def _other_bits(first: ReinitPlan, second: ReinitPlan) -> dict[str, str]:
         for target in second.targets
         for entries in target.entries
     }
-    found = {}
+    differing = {}
     for target in first.targets:
         for one in target.entries:
             two = theirs.get((one.tensor, one.write))
@@ -157,10 +157,10 @@ def _other_bits(first: ReinitPlan, second: ReinitPlan) -> dict[str, str]:
                     left is not None and right is not None and left.tobytes() == right.tobytes()
                 )
                 if not same:
-                    found[one.tensor] = what
+                    differing[one.tensor] = what
             if one.indices != two.indices:
-                found[one.tensor] = "others of them"
-    return found
+                differing[one.tensor] = "others of them"
+    return differing
 
 
 def _said(targets: Sequence[Target]) -> str:
@@ -179,14 +179,14 @@ def _said(targets: Sequence[Target]) -> str:
 def _written(target: Target | None, tensor: str) -> str:
     if target is None or tensor not in (*target.parameters, *target.buffers):
         return ""
-    found = [
+    written = [
         f"{entries.write} {entries.count}"
         + (f" along axis {entries.axis}" if entries.axis is not None else "")
         + (f" at {_shortened(entries.indices)}" if entries.indices else "")
         for entries in target.entries
         if entries.tensor == tensor
     ]
-    return "; ".join(sorted(found)) or "whole"
+    return "; ".join(sorted(written)) or "whole"
 
 
 def _shortened(numbers: Sequence[int]) -> str:

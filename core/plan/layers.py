@@ -75,7 +75,7 @@ def random_layers(
     names = {target.layer for target in plan.targets}
     wanted = sum(layer.count for layer in outline.layers if layer.name in names)
     draws = [_drawn(outline, plan, free, fits, chooser) for _ in range(DRAWS)]
-    drawn = min(draws, key=lambda each: abs(sum(own.count for own, _ in each) - wanted))
+    drawn = min(draws, key=lambda pairs: abs(sum(own.count for own, _ in pairs) - wanted))
     if not drawn:
         raise PlanError(
             "The plan resets every layer of its kinds, so no other layer is left for a random "
@@ -93,7 +93,7 @@ def random_layers(
     )
     bare = tuple(target.model_copy(update={"entries": ()}) for target in plan.targets)
     whole = plan.model_copy(update={"targets": bare, "companion": None})
-    own, other = (planned_size(outline, each) for each in (whole, control))
+    own, other = (planned_size(outline, layers) for layers in (whole, control))
     note = (
         f"Random control: {other.layers} other layer{'' if other.layers == 1 else 's'} drawn with "
         f"seed {seed}, {100 * other.fraction:.3g} % of the parameters against the plan's "

@@ -88,22 +88,22 @@ def match_layers(outline: ModelOutline, text: str, *, syntax: Syntax = "glob") -
                 f'The regular expression "{text}" takes longer than {SEARCH_S} s on the names of '
                 f"{len(names)} layers. Write it with fewer repetitions, or as a glob."
             )
-        found = list(searched)
+        matched = list(searched)
     elif syntax == "type":
-        found = [
+        matched = [
             layer.name
             for layer in outline.layers
             if fnmatch.fnmatchcase(layer.type.lower(), text.lower())
         ]
     elif syntax == "name":
-        found = [name for name in names if name == text]
+        matched = [name for name in names if name == text]
     else:
-        found = [
+        matched = [
             name
             for name in names
             if fnmatch.fnmatchcase(name, text) or fnmatch.fnmatchcase(name, text + ".*")
         ]
-    if not found:
+    if not matched:
         what = "layer type" if syntax == "type" else "layer"
         known = sorted({layer.type for layer in outline.layers}) if syntax == "type" else names
         more = f" and {len(known) - 4} more" if len(known) > 4 else ""
@@ -111,7 +111,7 @@ def match_layers(outline: ModelOutline, text: str, *, syntax: Syntax = "glob") -
             f'No {what} of {outline.title} matches the {syntax} "{text}". It has '
             f"{', '.join(known[:4])}{more}."
         )
-    return tuple(found)
+    return tuple(matched)
 
 
 @lru_cache(maxsize=256)
@@ -434,7 +434,7 @@ def check_plan(plan: ReinitPlan, outline: ModelOutline) -> None:
             ("parameter", target.parameters, names),
             ("buffer", target.buffers, buffers),
         ):
-            missing = next((each for each in given if each not in known), None)
+            missing = next((name for name in given if name not in known), None)
             if missing:
                 raise PlanError(
                     f'The plan\'s layer "{target.layer}" names the {kind} "{missing}", which '

@@ -72,13 +72,13 @@ def read_weights(folder: str | Path = ".") -> tuple[dict[str, Tensor], str]:
 
 def bare_name(name: str, known: Mapping[str, Any]) -> str:
     """Return a parameter's name without what wrappers put before it."""
-    found = name
-    while found not in known:
-        wrapper = next((each for each in WRAPPERS if found.startswith(each)), None)
+    bare = name
+    while bare not in known:
+        wrapper = next((prefix for prefix in WRAPPERS if bare.startswith(prefix)), None)
         if wrapper is None:
             return name
-        found = found.removeprefix(wrapper)
-    return found
+        bare = bare.removeprefix(wrapper)
+    return bare
 
 
 def apply_plan(model: nn.Module, folder: str | Path = ".", *, freeze: bool = True) -> str:
@@ -230,19 +230,19 @@ def main() -> int:
     state, digest = read_weights(folder)
     try:
         with safe_open(sys.argv[1], "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         print(f"{sys.argv[1]} cannot be read as safetensors ({error}).")
         return 2
-    if state_sha256(found) == digest:
+    if state_sha256(tensors) == digest:
         print("These are the weights that the plan makes.")
         return 0
     odd = sorted(
         name
-        for name in state.keys() | found.keys()
+        for name in state.keys() | tensors.keys()
         if name not in state
-        or name not in found
-        or state_sha256({name: state[name]}) != state_sha256({name: found[name]})
+        or name not in tensors
+        or state_sha256({name: state[name]}) != state_sha256({name: tensors[name]})
     )
     print(f"{len(odd)} tensors differ from what the plan makes, first {odd[0]}.")
     return 1

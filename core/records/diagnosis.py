@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from core.records.base import Value
 from core.records.outline import IntensityRange
@@ -150,8 +150,19 @@ class DiagnosisHeader(Value):
     versions: dict[str, str]
     units_file: str | None = None
     units_sha256: str | None = None
+    inside_file: str | None = None
+    inside_sha256: str | None = None
     notes: tuple[str, ...] = ()
     intensities: tuple[IntensityRange, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_what_nobody_asked_for(self, handler: SerializerFunctionWrapHandler) -> Any:
+        # A diagnosis that did not look inside is written as it was before that could be asked for.
+        written = handler(self)
+        if self.inside_file is None:
+            written.pop("inside_file", None)
+            written.pop("inside_sha256", None)
+        return written
 
 
 class Finding(Value):

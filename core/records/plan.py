@@ -278,7 +278,7 @@ class ReinitPlan(Value):
             ("freeze", self.freeze),
             ("learning_rates", [rate.layer for rate in self.learning_rates]),
         ):
-            twice = next((each for each, count in Counter(layers).items() if count > 1), None)
+            twice = next((layer for layer, count in Counter(layers).items() if count > 1), None)
             if twice is not None:
                 raise ValueError(f'{key} names "{twice}" twice')
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def metric_axis(labels: Sequence[str]) -> dict[str, object]:
 
 def stage_axis(
     stages: Sequence[str], rows: int, groups: Sequence[tuple[int, int]], *, dark: bool
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return the axis of layers and its shapes: lines between stages, frames around picks.
 
     Args:
@@ -79,8 +80,7 @@ def stage_axis(
         else:
             spans.append((stage, column, column))
     shapes = [_stage_line(first, dark=dark) for _, first, _ in spans[1:]]
-    for first, last in groups:
-        shapes += _pick_frame(first, last, rows, dark=dark)
+    shapes += [_pick_frame(first, last, rows, dark=dark) for first, last in groups]
     labelled = _readable(spans, max(1, len(stages)))
     return {
         "xaxis": {
@@ -111,9 +111,8 @@ def _stage_line(first: int, *, dark: bool) -> dict[str, object]:
     }
 
 
-def _pick_frame(first: int, last: int, rows: int, *, dark: bool) -> list[dict[str, object]]:
-    # A bar above and an outline around: readable on every colour of the scale.
-    outline: dict[str, object] = {
+def _pick_frame(first: int, last: int, rows: int, *, dark: bool) -> dict[str, object]:
+    return {
         "type": "rect",
         "x0": first - 0.5,
         "x1": last + 0.5,
@@ -122,17 +121,6 @@ def _pick_frame(first: int, last: int, rows: int, *, dark: bool) -> list[dict[st
         "line": {"color": ACCENT[dark], "width": 2},
         "layer": "above",
     }
-    bar: dict[str, object] = {
-        "type": "rect",
-        "x0": first - 0.5,
-        "x1": last + 0.5,
-        "yref": "paper",
-        "y0": 1,
-        "y1": 1,
-        "yanchor": "bottom",
-        "line": {"color": ACCENT[dark], "width": 5},
-    }
-    return [outline, bar]
 
 
 def _readable(spans: Sequence[tuple[str, int, int]], columns: int) -> list[tuple[str, int, int]]:

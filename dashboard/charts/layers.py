@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from dashboard.charts.axes import (
     span_of,
     stage_axis,
 )
-from dashboard.charts.palette import DIVERGING, FADED, INK, MARKED
+from dashboard.charts.palette import ACCENT, DIVERGING, FADED, FROZEN, INK, MARKED
 
 if TYPE_CHECKING:
     from core.catalogue.metrics import MetricInfo
@@ -31,6 +32,10 @@ HeatView = Literal["value", "twin", "ratio"]
 
 # Ratios beyond a factor of eight look alike; the number is in the hover text.
 RATIO_LIMIT_LOG2 = 3.0
+# The row on top of the heatmap, in which a click picks a layer.
+PLAN_ROW = "Your plan"
+# Characters of a line of hover text.
+HOVER_WIDTH = 56
 # Diameter of the mark "no ratio". It is a shape, because every colour belongs to the scale.
 MARK_PX = 5
 UNRATIOED = ("twin-zero", "signs", "no-twin")
@@ -42,11 +47,13 @@ def layer_heatmap(
     *,
     view: HeatView,
     fade: bool = False,
+    scale: str = "auto",
     picked: Sequence[str] = (),
+    frozen: Sequence[str] = (),
     opened: str | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """Return metrics by layers, forward order from left to right.
+    """Return metrics by layers, forward order from left to right, below a row for the plan.
 
     Values and twin values of a row share one scale from its lowest to its highest figure, so
     the eye can compare the two views. Cells without a figure are left empty. In the view of ratios,
@@ -54,23 +61,32 @@ def layer_heatmap(
 
     Args:
         diagnosis: What was measured.
-        infos: The rows, from top to bottom.
+        infos: The rows, from top to bottom, at y = 1, 2, ...; the plan's is at y = 0.
         view: Which of the three numbers colours a cell.
         fade: Whether to fade cells in which the network cannot be told from its twin.
-        picked: Layers to outline.
+        scale: "auto" spreads a row's values as its metric says; else "linear" or "log".
+        picked: Layers that the plan resets.
+        frozen: Layers that the plan freezes.
         opened: Layer to mark as the one shown in detail.
         dark: Whether the page's background is dark.
     """
     layers = diagnosis.layers
     names = [layer.name for layer in layers]
+    if scale != "auto":
+        infos = [info.model_copy(update={"scale": scale}) for info in infos]
     colours = _colours(layers, infos, view)
     figure = go.Figure(
         go.Heatmap(
             z=colours,
             x=np.arange(len(layers)),
-            y=np.arange(len(infos)),
+            y=np.arange(1, len(infos) + 1),
             customdata=[names] * len(infos),
             hovertext=[[_cell_text(layer, info) for layer in layers] for info in infos],
+            # The browser puts these before each cell's own text; see plot.js.
+            meta={
+                "columns": [_column_text(layer) for layer in layers],
+                "rows": [_row_text(info) for info in infos],
+            },
             hovertemplate="%{hovertext}<extra></extra>",
             xgap=1,
             ygap=2,
@@ -81,19 +97,66 @@ def layer_heatmap(
         _fade_noise(figure, layers, infos, colours, dark=dark)
     if view == "ratio":
         _mark_no_ratio(figure, layers, infos, dark=dark)
+    _add_plan_row(figure, layers, dark=dark)
+    axis = stage_axis(
+        [layer.stage for layer in layers], len(infos) + 1, picked_columns(names, picked), dark=dark
+    )
+    axis["shapes"] += [
+        *_plan_cells(names, picked, ACCENT[dark]),
+        *_plan_cells(names, frozen, FROZEN[dark]),
+    ]
     figure.update_layout(
-        **stage_axis(
-            [layer.stage for layer in layers],
-            len(infos),
-            picked_columns(names, picked),
-            dark=dark,
-        ),
-        yaxis=metric_axis([row_label(info.title) for info in infos]),
+        **axis,
+        yaxis=metric_axis([f"<b>{PLAN_ROW}</b>", *(row_label(info.title) for info in infos)]),
         margin=HEATMAP_MARGIN,
     )
     if opened in names:
-        _mark_opened(figure, names.index(opened), len(infos), dark=dark)
+        _mark_opened(figure, names.index(opened), len(infos) + 1, dark=dark)
     return figure
+
+
+def _add_plan_row(figure: go.Figure, layers: Sequence[LayerReport], *, dark: bool) -> None:
+    """Add the row in which a click picks a layer.
+
+    Its cells do not change with the plan, so that a browser that has them need not read the
+    heatmap again; what is picked or frozen lies on them as shapes.
+    """
+    figure.add_heatmap(
+        z=np.zeros((1, len(layers)), dtype=np.float32),
+        x=np.arange(len(layers)),
+        y=[0],
+        customdata=[[layer.name for layer in layers]],
+        hovertext=[
+            [
+                f"<b>{html.escape(layer.name)}</b>  {html.escape(layer.type)}<br>"
+                f"{layer.parameters:,} parameters<br>Click to put it into your plan or to take it "
+                "out"
+                for layer in layers
+            ]
+        ],
+        hovertemplate="%{hovertext}<extra></extra>",
+        colorscale=[[0, FADED[dark]], [1, FADED[dark]]],
+        xgap=1,
+        ygap=6,
+        showscale=False,
+    )
+
+
+def _plan_cells(names: Sequence[str], chosen: Sequence[str], colour: str) -> list[dict[str, Any]]:
+    """Return a filled cell of the plan's row for each run of neighbouring layers."""
+    return [
+        {
+            "type": "rect",
+            "x0": first - 0.5,
+            "x1": last + 0.5,
+            "y0": -0.4,
+            "y1": 0.4,
+            "fillcolor": colour,
+            "line": {"width": 0},
+            "layer": "above",
+        }
+        for first, last in picked_columns(names, chosen)
+    ]
 
 
 def _colours(
@@ -160,7 +223,7 @@ def _cover(
     figure.add_heatmap(
         z=np.where(covered, np.float32(1), np.float32(np.nan)),
         x=np.arange(columns),
-        y=np.arange(rows),
+        y=np.arange(1, rows + 1),
         xgap=1,
         ygap=2,
         colorscale=[[0, colour], [1, colour]],
@@ -186,7 +249,7 @@ def _mark_no_ratio(
     )
     figure.add_scatter(
         x=columns,
-        y=rows,
+        y=rows + 1,
         mode="markers",
         marker={"symbol": "circle", "size": MARK_PX, "color": INK[dark]},
         name=words.NO_RATIO if only_zero else words.NO_RATIO_MORE,
@@ -287,17 +350,32 @@ def _figures(layers: Sequence[LayerReport], metric: str, twin: bool) -> np.ndarr
     )
 
 
+def _column_text(layer: LayerReport) -> str:
+    """Return the first line of what the pointer shows in any cell of a layer."""
+    shape = f", {layer.units:,} units" if layer.units else ""
+    return f"<b>{html.escape(layer.name)}</b>  {html.escape(layer.type)}{shape}<br>"
+
+
+def _row_text(info: MetricInfo) -> str:
+    """Return what the pointer shows of a metric: its title, its meaning, which way worries."""
+    meaning = textwrap.wrap(words.meaning(info), HOVER_WIDTH)
+    return "".join(
+        f"{line}<br>"
+        for line in (
+            html.escape(info.title),
+            *(f"<i>{html.escape(part)}</i>" for part in meaning),
+        )
+    )
+
+
 def _cell_text(layer: LayerReport, info: MetricInfo) -> str:
+    """Return what the pointer shows of one figure, below the texts of its column and row."""
     value, twin = layer.metrics.get(info.name), layer.twin_metrics.get(info.name)
-    lines = [
-        f"<b>{html.escape(layer.name)}</b>  {html.escape(layer.type)}",
-        html.escape(info.title),
-    ]
     if value is None or value.value is None:
         reason = value.reason if value is not None and value.reason else "not measured"
-        return "<br>".join([*lines, html.escape(words.not_there(reason))])
+        return html.escape(words.not_there(reason))
     parts = (words.figure(value.value), words.plus_minus(value), words.at_most(value))
-    lines.append(f"{' '.join(part for part in parts if part)} (n = {value.n:,})")
+    lines = [f"{' '.join(part for part in parts if part)} (n = {value.n:,})"]
     ratio = layer.ratio(info.name)
     if twin is not None and twin.value is not None:
         relation = words.against_twin(ratio, twin.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ACCENT = {False: "#D55E00", True: "#F0A35E"}
 INK = {False: "#10181A", True: "#F4F7F7"}
+FROZEN = {False: "#0072B2", True: "#56B4E9"}
 QUIET = {False: "#6B7478", True: "#98A3A6"}
 # Okabe and Ito without grey, which belongs to the untouched arm, in the order of the themes' lists.
 ARM_COLOURS = {

@@ -20,7 +20,6 @@ the browser, so a plain curve never causes a rerun.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,25 +29,30 @@ import plotly
 import plotly.graph_objects as go
 import streamlit as st
 from plotly.io.json import to_json_plotly
-from streamlit.components.v2.get_bidi_component_manager import get_bidi_component_manager
-from streamlit.components.v2.manifest_scanner import ComponentConfig, ComponentManifest
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 from dashboard import words
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from streamlit.components.v2.types import ComponentRenderer
 
-__all__ = ["PlotEvent", "plot", "read_event"]
+__all__ = ["PlotEvent", "plot", "read_event", "routes"]
 
 _EVENT = "event"
-_COMPONENT = "limber.plot"
-_ASSETS: dict[str, Path] = {
-    "plot": Path(__file__).resolve().parent,
-    # plot.js reads plotly.min.js from the address of this second component,
-    # which is never mounted: it exists so that its folder is served.
-    "plotly": Path(plotly.__file__).resolve().parent / "package_data",
+_FOLDER = Path(__file__).resolve().parent
+# Under which address the browser finds each file. `plot.js` finds the others next to itself.
+_FILES = {name: _FOLDER / name for name in ("plot.js", "cells.js", "plot.css")} | {
+    "plotly.min.js": Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js"
 }
-_registering = threading.Lock()
+_ADDRESS = "/limber/plot"
+# All that Streamlit hands to the browser. It would send a longer script again with every update.
+_ENTRY = """
+const address = new URL("ADDRESS/plot.js", location.origin);
+const { default: draw } = await import(address);
+export default draw;
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,25 +203,21 @@ def _parse(payload: object) -> PlotEvent | None:
     )
 
 
-def _component() -> ComponentRenderer:
-    """Return the renderer, with its folders known to the running server.
+def routes() -> list[Route]:
+    """Return the addresses from which the browser reads the component's files."""
 
-    Streamlit serves files of a component only for installed packages that declare
-    a folder. Inline script would be sent again with every update, so the
-    declaration is made here instead. Each AppTest brings a new server, hence the
-    check on every call.
-    """
-    with _registering:
-        manager = get_bidi_component_manager()
-        if manager.get_component_asset_root(_COMPONENT) is None:
-            for name, folder in _ASSETS.items():
-                config = ComponentConfig(name=name, asset_dir=folder.name)
-                manifest = ComponentManifest(name="limber", version="0", components=[config])
-                manager.register_from_manifest(manifest, folder.parent)
-        return _renderer()
+    async def answer(request: Request) -> Response:
+        path = _FILES.get(request.path_params["name"])
+        # The browser asks each time whether its copy is still good, which costs no bytes.
+        headers = {"Cache-Control": "no-cache"}
+        return Response(status_code=404) if path is None else FileResponse(path, headers=headers)
+
+    return [Route(_ADDRESS + "/{name}", answer, methods=["GET"])]
 
 
 @functools.cache
-def _renderer() -> ComponentRenderer:
+def _component() -> ComponentRenderer:
     """Create the renderer once. It registers itself again with a later server."""
-    return st.components.v2.component(_COMPONENT, js="plot.js", isolate_styles=False)
+    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    script = _ENTRY.replace("ADDRESS", f"/{base}{_ADDRESS}" if base else _ADDRESS)
+    return st.components.v2.component("limber.plot", js=script, isolate_styles=False)

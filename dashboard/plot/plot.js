@@ -18,7 +18,7 @@ await new Promise((done) => {
 function loadLibrary() {
   library ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
-    script.src = new URL("../limber.plotly/plotly.min.js", import.meta.url);
+    script.src = new URL("plotly.min.js", import.meta.url);
     script.onload = () => (window.Plotly ? resolve(window.Plotly) : script.onerror());
     script.onerror = () => {
       library = undefined; // so that the next update tries again
@@ -49,11 +49,20 @@ function themeTemplate(element) {
       xaxis: axis, yaxis: axis, legend: { bgcolor: clear }, coloraxis: { colorbar },
       colorscale: { sequential: "Cividis", sequentialminus: "Cividis" },
       colorway: value("chart-categorical-colors").split(/,(?![^(]*\))/).filter(Boolean),
-      hoverlabel: { bgcolor: value("secondary-background-color"), bordercolor: border, font },
+      hoverlabel: { align: "left", bgcolor: value("secondary-background-color"), bordercolor: border, font },
       modebar: { bgcolor: clear, color: value("gray-color"), activecolor: value("primary-color") },
       newselection: { line: { color: value("primary-color"), width: 1 } },
     },
   };
+}
+
+// What all cells of a column or of a row say is sent once and put before each cell's own text.
+function withSharedText(trace) {
+  const { columns, rows } = trace.meta ?? {};
+  if (!columns || !rows || !trace.hovertext) return trace;
+  const hovertext = trace.hovertext.map((cells, row) =>
+    cells.map((text, column) => columns[column] + rows[row] + text));
+  return { ...trace, hovertext };
 }
 
 class Plot {
@@ -118,21 +127,22 @@ class Plot {
     const request = [traces, layoutText, themeText, width, height, alt, hatch, this.boxes];
     if (this.drawn?.every((part, index) => part === request[index])) return;
     // The same objects for the same text let Plotly see that nothing changed in them.
-    if (traces !== this.drawn?.[0]) this.traces = JSON.parse(traces);
+    if (traces !== this.drawn?.[0]) this.traces = JSON.parse(traces).map(withSharedText);
     if (themeText !== this.drawn?.[2]) this.template = template;
 
     const cells = this.traces.some((trace) => trace.type === "heatmap");
     this.root.toggleAttribute("data-cells", cells);
     this.root.toggleAttribute("data-hatch", hatch);
-    this.figure.setAttribute("role", cells ? "application" : "img");
+    // Not "img": the toolbar inside takes the focus.
+    this.figure.setAttribute("role", cells ? "application" : "figure");
     this.figure.setAttribute("aria-label", alt);
     this.figure.tabIndex = 0;
     if (cells) this.figure.ariaDescription = "Arrow keys move between cells, Enter picks one.";
 
     const layout = { ...JSON.parse(layoutText), width, height, template: this.template };
     // A finger that drags must scroll the page, so tools start switched off there.
-    const still = cells || matchMedia("(pointer: coarse)").matches;
-    layout.dragmode ??= still ? false : "zoom";
+    const still = matchMedia("(pointer: coarse)").matches;
+    layout.dragmode ??= still ? false : cells ? "select" : "zoom";
     layout.selectionrevision = this.boxes;
     // Built once: a new function in the configuration makes Plotly start from nothing.
     this.config ??= {

@@ -3,12 +3,15 @@
 from dashboard.store.estimates import finetune_seconds, measure_seconds
 from dashboard.store.measurements import (
     Stored,
+    inside_of,
     is_stale,
     latest_diagnosis,
     units_of,
+    wants_example,
 )
 from dashboard.store.own_runs import (
     all_runs,
+    attribution_of,
     live_run,
     live_runs,
     plan_of,
@@ -20,6 +23,7 @@ from dashboard.store.present_plan import (
     made_for_other_images,
     pick_size,
     plan_model,
+    plan_rule,
     present_plan,
     take_plan,
 )
@@ -39,7 +43,10 @@ from dashboard.store.session import (
     troubles,
 )
 from dashboard.store.starts import (
+    AttributeWish,
+    attribute_run,
     start_apply,
+    start_attribute,
     start_finetune,
     start_measure,
     start_plan,
@@ -73,6 +80,7 @@ from dashboard.store.workspace import (
 )
 
 __all__ = [
+    "AttributeWish",
     "Choice",
     "Judging",
     "MeasureOptions",
@@ -86,12 +94,15 @@ __all__ = [
     "act",
     "all_runs",
     "asks_login",
+    "attribute_run",
+    "attribution_of",
     "current",
     "data_outline",
     "dataset_entries",
     "finetune_seconds",
     "guarded",
     "images",
+    "inside_of",
     "is_stale",
     "is_upload",
     "latest_diagnosis",
@@ -113,6 +124,7 @@ __all__ = [
     "pick_size",
     "plan_model",
     "plan_of",
+    "plan_rule",
     "present_plan",
     "presets",
     "preview_of",
@@ -123,6 +135,7 @@ __all__ = [
     "scheme_infos",
     "set_pulse",
     "start_apply",
+    "start_attribute",
     "start_finetune",
     "start_measure",
     "start_plan",
@@ -134,4 +147,5 @@ __all__ = [
     "troubles",
     "units_of",
     "upload",
+    "wants_example",
 ]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import core
 from core.errors import LimberError
 from core.records import Diagnosis
+from dashboard.store.example import CHOICE as EXAMPLE
+from dashboard.store.example import example_path
 from dashboard.store.memo import Memo
 from dashboard.store.own_runs import all_runs
 from dashboard.store.runs import RunView
@@ -20,27 +22,39 @@ from dashboard.store.workspace import Choice
 if TYPE_CHECKING:
     import numpy as np
 
+Inside = Mapping[str, Mapping[str, "tuple[np.ndarray, np.ndarray | None]"]]
+
+_insides: Memo[Inside] = Memo(max_entries=2)
 _diagnoses: Memo[Diagnosis] = Memo(max_entries=8)
 _units: Memo[Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]] = Memo(max_entries=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A measurement on disk and the run that made it."""
+    """A measurement on disk.
 
-    run: RunView
+    Attributes:
+        run_id: The run that made it; empty for the example that comes with the program.
+        path: The diagnosis.
+        diagnosis: What it says.
+    """
+
+    run_id: str
     path: Path
     diagnosis: Diagnosis
 
 
 def diagnosis_of(run: RunView) -> Stored | None:
     """Return what a measuring run wrote, or None when it wrote nothing."""
-    path = run.folder / "diagnosis.json"
+    return _stored(run.folder / "diagnosis.json", run.id)
+
+
+def _stored(path: Path, run_id: str) -> Stored | None:
     changed = changed_at(str(path))
     if changed is None:
         return None
     return Stored(
-        run=run,
+        run_id=run_id,
         path=path,
         diagnosis=_diagnoses.get((str(path), changed), lambda: core.read_diagnosis(path)),
     )
@@ -49,16 +63,29 @@ def diagnosis_of(run: RunView) -> Stored | None:
 def latest_diagnosis() -> Stored | None:
     """Return the newest measurement of the present choice, else the newest of any.
 
-    So whoever goes back to an earlier network finds its measurement again.
+    So whoever goes back to an earlier network finds its measurement again. The example that comes
+    with the program counts as the oldest of its choice.
     """
-    wanted = current().choice.model_dump(mode="json")
+    choice = current().choice
+    wanted = choice.model_dump(mode="json")
     finished = [run for run in all_runs("measure") if not run.live]
-    ordered = sorted(finished, key=lambda run: run.facts.get("choice") != wanted)
-    for run in ordered:
-        stored = diagnosis_of(run)
+    own = [run for run in finished if run.facts.get("choice") == wanted]
+    others = [run for run in finished if run.facts.get("choice") != wanted]
+    for stored in (*map(diagnosis_of, own), _example(choice), *map(diagnosis_of, others)):
         if stored is not None:
             return replace(stored, diagnosis=_judged(stored.diagnosis))
     return None
+
+
+def _example(choice: Choice) -> Stored | None:
+    path = example_path(choice)
+    stored = None if path is None else _stored(path, "")
+    return None if stored is None or is_stale(stored.diagnosis, choice) else stored
+
+
+def wants_example() -> bool:
+    """Whether the present choice is the example's, so that it is measured without being asked."""
+    return current().choice == EXAMPLE and not all_runs("measure")
 
 
 def _judged(diagnosis: Diagnosis) -> Diagnosis:
@@ -79,6 +106,20 @@ def is_stale(diagnosis: Diagnosis, choice: Choice) -> bool:
     if data is not None and data.fingerprint != header.data_fingerprint:
         return True
     return outline is not None and outline.backbone_sha256 != header.backbone_sha256
+
+
+def inside_of(stored: Stored) -> Inside:
+    """Return what was seen inside each layer; empty where nobody looked or it is gone."""
+    if stored.diagnosis.header.inside_file is None:
+        return {}
+
+    def read() -> Inside:
+        try:
+            return core.read_inside(stored.path)
+        except LimberError:
+            return {}
+
+    return _insides.get((str(stored.path), changed_at(str(stored.path))), read)
 
 
 def units_of(stored: Stored) -> Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import core
 from core.records import PlanPreview, ReinitPlan, ReinitReceipt
+from core.records.attribution import Attribution
 from dashboard.store import runs
 from dashboard.store.runs import RunKind, RunView
 from dashboard.store.session import current
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def all_runs(kind: RunKind | None = None) -> tuple[RunView, ...]:
@@ -44,6 +51,14 @@ def preview_of(run: RunView) -> PlanPreview | None:
     if not path.is_file():
         return None
     return PlanPreview.model_validate_json(path.read_bytes())
+
+
+def attribution_of(run: RunView) -> tuple[Attribution, Mapping[str, np.ndarray]] | None:
+    """Return what an attribution found, with its arrays, or None if it left nothing."""
+    path = run.folder / "attribution.json"
+    if not path.is_file():
+        return None
+    return core.read_attribution(path)
 
 
 def receipt_of(run: RunView) -> ReinitReceipt | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from contextlib import suppress
 
 import core
 from core.errors import LimberError
@@ -37,6 +38,16 @@ def present_plan(outline: ModelOutline) -> ReinitPlan:
     return _plans.get((str(path), changed_at(str(path)), picks.name, picks.freeze), read)
 
 
+def plan_rule(outline: ModelOutline) -> str | None:
+    """Return the name of the rule that made the present plan; None for one picked by hand."""
+    picks = current().picks
+    rule = picks.rule
+    if rule is None and picks.plan_file is not None:
+        with suppress(LimberError):
+            rule = present_plan(outline).rule
+    return None if rule is None else rule.name
+
+
 def made_for_other_images(plan: ReinitPlan) -> bool:
     """Return whether a plan was chosen on other images than those that are chosen now."""
     seen = plan.evidence.data_fingerprint
@@ -68,6 +79,7 @@ def plan_from_picks(outline: ModelOutline) -> ReinitPlan:
         patterns=pick_patterns(outline),
         freeze=picks.freeze,
         evidence=evidence,
+        rule=picks.rule,
         resets_buffers=next(
             (info.resets_buffers for info in scheme_infos() if info.name == picks.scheme), True
         ),
@@ -120,6 +132,7 @@ def take_plan(plan: ReinitPlan) -> None:
         scheme=first.scheme.name,
         scheme_parameters=dict(first.scheme.parameters),
         seed=first.seed,
+        rule=plan.rule,
         plan_file=None if whole and len(alike) == 1 and not plan.untrained else keep_plan(plan),
     )
 

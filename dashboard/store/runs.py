@@ -65,6 +65,7 @@ LANES: Mapping[RunKind, Lane] = {
     "finetune": "device",
     "plan": "light",
     "preview": "light",
+    "attribute": "light",
     "apply": "light",
 }
 SLOTS: Mapping[Lane, int] = {"device": 1, "light": 1}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import core
 from core.records import DataOutline, ModelOutline, ReinitPlan
 from dashboard.store import runs
 from dashboard.store.measurements import is_stale, latest_diagnosis
-from dashboard.store.runs import RunKind
+from dashboard.store.own_runs import all_runs
+from dashboard.store.runs import RunKind, RunView
 from dashboard.store.session import current
 from dashboard.store.values import (
     data_outline,
@@ -58,8 +60,8 @@ def start_measure(options: MeasureOptions) -> str:
         arguments = ["measure", *_model_arguments(choice), "--data", choice.data]
         arguments += _flags(numbers)
         arguments += ["--device", options.device, "--dtype", options.dtype]
-        # Histograms cost little next to a pass, and the page draws them.
-        arguments.append("--histograms")
+        # It costs about as much as the passes themselves, and a layer then opens at once.
+        arguments.append("--inside")
         if options.transfer:
             arguments.append("--transfer")
         return [*arguments, "--out", str(folder / "diagnosis.json"), *_worker_files(folder)]
@@ -147,6 +149,54 @@ def start_preview(plan: ReinitPlan) -> str:
         return [*arguments, *_worker_files(folder)]
 
     return _start("preview", argv, {"plan": plan.name, "plan_json": core.plan_json(plan)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeWish:
+    """What a person wants to see of a layer.
+
+    Attributes:
+        layer: Which.
+        method: Key of a method, or "auto".
+        plan: Also after this plan; None for the network as it is alone.
+    """
+
+    layer: str
+    method: str
+    plan: ReinitPlan | None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a run that shows it was started with."""
+        plan = "" if self.plan is None else core.plan_json(self.plan)
+        return {"layer": self.layer, "method": self.method, "plan_json": plan}
+
+
+def attribute_run(wish: AttributeWish) -> RunView | None:
+    """Return the newest run of this wish on the chosen network and images, or None."""
+    facts = wish.facts | {"choice": current().choice.model_dump(mode="json")}
+    for run in all_runs("attribute"):
+        if all(run.facts.get(name) == value for name, value in facts.items()):
+            return run
+    return None
+
+
+def start_attribute(wish: AttributeWish) -> str:
+    """Put a look at what a layer carries into the queue."""
+    space = current()
+    choice, options = space.choice, space.measure_options
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["attribute", *_model_arguments(choice), "--data", choice.data]
+        arguments += ["--layer", wish.layer, "--method", wish.method]
+        if wish.plan is not None:
+            arguments += ["--plan", _write_plan(wish.plan, folder)]
+        if options.image_size:
+            arguments += ["--image-size", str(options.image_size)]
+        arguments += ["--device", options.device, "--out", str(folder / "attribution.json")]
+        return [*arguments, *_worker_files(folder)]
+
+    return _start("attribute", argv, wish.facts)
 
 
 def _start(kind: RunKind, argv: Callable[[Path], list[str]], facts: Mapping[str, object]) -> str:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from core.files.claims import lock
 from core.files.disk import trouble
 from core.records import Pattern
+from core.records.plan import RuleChoice
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKSPACE_ID = re.compile(r"[0-9a-f]{16}")
@@ -102,15 +103,18 @@ class Picks(_Value):
     scheme_parameters: dict[str, float] = {}
     seed: int = 0
     name: str = "plan"
+    # The rule that picked these layers; None once a person changes them.
+    rule: RuleChoice | None = None
     # A plan of units or single weights, in a file of its own; `layers` are then those it writes.
     plan_file: str | None = None
 
 
 class PickHistory(_Value):
-    """The present selection and the earlier ones, newest last."""
+    """The present selection, the earlier ones, and those that were undone; newest last."""
 
     now: Picks = Picks()
     past: tuple[Picks, ...] = ()
+    undone: tuple[Picks, ...] = ()
 
 
 class WorkspaceState(_Value):
@@ -347,6 +351,11 @@ class Workspace:
         """Whether there is anything to undo."""
         return bool(self._history().past)
 
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is anything to redo."""
+        return bool(self._history().undone)
+
     def change_picks(self, **changes: Any) -> tuple[str, ...]:
         """Change parts of the selection; `undo` brings back the state before.
 
@@ -367,6 +376,8 @@ class Workspace:
                 gave_way = _reset_or_frozen(history.now, changes)
             if set(changes) & {"layers", "patterns", "scheme", "scheme_parameters", "seed"}:
                 changes.setdefault("plan_file", None)
+            if "layers" in changes:
+                changes.setdefault("rule", None)
             if history.now.plan_file is not None and changes.get("plan_file", "") is None:
                 # A rule's scheme and name do not describe what is picked by hand after it.
                 for key in ("scheme", "scheme_parameters", "seed", "name"):
@@ -391,7 +402,26 @@ class Workspace:
         with self._changing():
             history = self._history()
             if history.past:
-                self._keep(PickHistory(now=history.past[-1], past=history.past[:-1]))
+                self._keep(
+                    PickHistory(
+                        now=history.past[-1],
+                        past=history.past[:-1],
+                        undone=(*history.undone, history.now),
+                    )
+                )
+
+    def redo(self) -> None:
+        """Bring back the selection that the last undo took away; any change ends that."""
+        with self._changing():
+            history = self._history()
+            if history.undone:
+                self._keep(
+                    PickHistory(
+                        now=history.undone[-1],
+                        past=(*history.past, history.now),
+                        undone=history.undone[:-1],
+                    )
+                )
 
     def _keep(self, history: PickHistory) -> None:
         self._change(picks={**self._state.picks, self._state.choice.model_key: history})

@@ -8,7 +8,8 @@ import streamlit as st
 
 from core.errors import LimberError
 from core.records import DataOutline, Preprocessing, SampleImage
-from dashboard import charts, frame, plot, recent, store, uploading, words
+from dashboard import charts, frame, plot, store, words
+from dashboard.parts import uploading
 
 SHOWN_IMAGES = 8
 IMAGE_PX = 104
@@ -22,7 +23,6 @@ def page() -> None:
     with st.spinner("Starting", show_time=True):
         store.model_entries()
         store.dataset_entries()
-    recent.earlier(space)
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Network")
@@ -374,7 +374,7 @@ def _preview(space: store.Workspace) -> None:
         if data.citation:
             with st.expander("Source of the images"):
                 st.text(words.clean(data.citation))
-    frame.link("measure", "Next: measure this network on these images")
+    frame.link("look", "Next: look where it is stiff")
 
 
 page()

@@ -41,7 +41,7 @@ def page() -> None:
                 _snippet(plan)
     else:
         frame.waits_for(
-            "pick", "There is no plan yet. Pick at least one layer, or load a plan below."
+            "look", "There is no plan yet. Pick at least one layer, or load a plan below."
         )
     _upload(space)
 

@@ -29,7 +29,7 @@ def page() -> None:
     past = store.all_runs("finetune")
     if not space.picks.layers and not past:
         frame.waits_for(
-            "pick",
+            "look",
             "There is no plan yet. Pick at least one layer; then you can watch its reset against "
             "the untouched network.",
         )
@@ -40,7 +40,7 @@ def page() -> None:
         with st.expander("Start a fine-tune", expanded=not past, key="start_finetune_box"):
             _form(space, outline)
     elif live is None:
-        frame.link("pick", "Pick layers to start another fine-tune")
+        frame.link("look", "Pick layers to start another fine-tune")
     if not past:
         st.caption(
             "Two charts will appear here: training loss and validation accuracy of the "

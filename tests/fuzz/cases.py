@@ -23,6 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from core.catalogue.rules import RULES
+from core.catalogue.schemes import SCHEMES
 from tests.fuzz.corpus import MODEL, Corpus
 
 Expected = Literal["refused", "any"]
@@ -292,8 +294,8 @@ def _options(noise: random.Random, corpus: Corpus, scratch: Path) -> Case:
         "layers": ("conv1", "layer*", "*"),
         "freeze": ("conv1", "layer4*", "*"),
         "units": ("conv1=0", "layer1.0.conv1=0,1"),
-        "rule": ("by-hand", "redo", "weight-magnitude", "weight-gradient", "swr", "cbp", "random"),
-        "scheme": ("architecture", "fire", "dash", "kaiming-normal", "paper-mean", "permute"),
+        "rule": tuple(rule.name for rule in RULES),
+        "scheme": tuple(SCHEMES),
         "metric": ("grad_l2", "dormant_fraction", "unit_dormant", "nothing"),
         "preset": ("limber", "redo", "nothing"),
         "threshold": ("0.1", "dead-units=0.1", "dead-units=x"),

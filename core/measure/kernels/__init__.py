@@ -220,7 +220,7 @@ def gradient_sums(
     together = [weight, gradient] + ([] if total is None else [total])
     if (
         backend(weight.device) == "compiled"
-        and all(each.dtype == torch.float32 for each in together)
+        and all(tensor.dtype == torch.float32 for tensor in together)
         and _alike(together)
     ):
         from core.measure.kernels import compiled
@@ -248,7 +248,7 @@ def gradient_totals(
         (weights, 4) float64 on their device.
     """
     if weights and all(
-        each.dtype == torch.float32 for part in (weights, gradients, totals) for each in part
+        tensor.dtype == torch.float32 for part in (weights, gradients, totals) for tensor in part
     ):
         together = zip(weights, gradients, totals, strict=True)
         if backend(weights[0].device) == "compiled" and all(map(_alike, together)):
@@ -256,8 +256,8 @@ def gradient_totals(
 
             with torch.no_grad():
                 return compiled.gradient_totals(weights, gradients, totals, scale)
-    each = zip(weights, gradients, totals, strict=True)
-    return torch.stack([gradient_sums(w, g, t, scale=scale).sum(1) for w, g, t in each])
+    tensor = zip(weights, gradients, totals, strict=True)
+    return torch.stack([gradient_sums(w, g, t, scale=scale).sum(1) for w, g, t in tensor])
 
 
 def moment_sums(

@@ -82,7 +82,9 @@ def _compilers() -> list[tuple[str, ...]]:
     except ValueError:
         asked = ()
     return [
-        each for each in (asked, ("cc",), ("gcc",), ("clang",)) if each and shutil.which(each[0])
+        command
+        for command in (asked, ("cc",), ("gcc",), ("clang",))
+        if command and shutil.which(command[0])
     ]
 
 
@@ -389,8 +391,8 @@ def gradient_totals(
         raise RuntimeError("the compiled kernel is not there; ask `backend` first")
     out = torch.zeros((len(weights), 4), dtype=torch.float64)
     if torch.get_num_threads() > 1:
-        for i, each in enumerate(zip(weights, gradients, totals, strict=True)):
-            by_row = gradient_sums(*each, scale)
+        for i, triple in enumerate(zip(weights, gradients, totals, strict=True)):
+            by_row = gradient_sums(*triple, scale)
             loaded.across(by_row.data_ptr(), by_row.shape[1], out[i].data_ptr())
         return out
     rows = [weight.shape[0] if weight.ndim else 1 for weight in weights]

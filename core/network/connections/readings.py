@@ -85,8 +85,8 @@ class _Reader(TorchDispatchMode):
         names = {place[0] for place in wanted}
         # The tensors are held, or another could take over the identity of one that is gone.
         self._known: dict[int, tuple[Tensor, str, Tensor]] = {
-            id(each): (each, name, torch.empty(each.shape, device="meta"))
-            for name, each in (*module.named_parameters(), *module.named_buffers())
+            id(tensor): (tensor, name, torch.empty(tensor.shape, device="meta"))
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
             if name in names
         }
         self.uses: dict[Place, list[Reading]] = {}

@@ -373,15 +373,15 @@ class _Tracer(fx.Interpreter):
 
         def labelled(given: Any) -> Any:
             if isinstance(given, list | tuple):
-                return [labelled(each) for each in given]
+                return [labelled(part) for part in given]
             return _as_tensor(self._labels(given), self._shape(given))
 
-        rest = [fx.node.map_arg(each, self._value) for each in rest]
+        rest = [fx.node.map_arg(part, self._value) for part in rest]
         if name == "constant_pad_nd":
             rest = [rest[0], NOBODY]
         moved = n.target(labelled(source), *rest, **n.kwargs)  # type: ignore[operator]
         if isinstance(moved, tuple | list):
-            return [_narrow(each.numpy()) for each in moved]
+            return [_narrow(part.numpy()) for part in moved]
         return _narrow(moved.numpy())
 
     def _reduced(self, n: fx.Node, name: str, value: Any) -> Any:
@@ -498,8 +498,8 @@ class _Tracer(fx.Interpreter):
         flat = np.broadcast_to(labels.reshape(-1), (inputs,))
         if transposed and groups > 1:
             made = self._ties.new("leaf", "", value.shape[1], value.shape[1])
-            for each in (flat, made):
-                self._ties.block(each, "a grouped transposed convolution stands beside them")
+            for mark in (flat, made):
+                self._ties.block(mark, "a grouped transposed convolution stands beside them")
         else:
             made = self._weighted(
                 flat,

@@ -148,14 +148,14 @@ class Reading:
     @property
     def mean(self) -> np.ndarray:
         """Mean input that each entry of a weight met, (inputs, places of the kernel)."""
-        found: np.ndarray = (self.total / self.outputs).numpy()
-        return found
+        means: np.ndarray = (self.total / self.outputs).numpy()
+        return means
 
     @property
     def mean_abs(self) -> np.ndarray:
         """Mean |input|, (inputs,)."""
-        found: np.ndarray = (self.magnitude / self.rows).numpy()
-        return found
+        means: np.ndarray = (self.magnitude / self.rows).numpy()
+        return means
 
 
 # Uses of the same weights in one pass, in order.
@@ -249,11 +249,11 @@ class Connections:
     def members(self, bundles: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return layer to units for everything in the bundles."""
         wanted = np.asarray(sorted(bundles))
-        found = {
+        members = {
             layer: tuple(np.flatnonzero(np.isin(of, wanted)).tolist())
             for layer, of in self.bundles.items()
         }
-        return {layer: units for layer, units in found.items() if units}
+        return {layer: units for layer, units in members.items() if units}
 
     def wiring(self, bundles: Sequence[int]) -> Wiring:
         """Return the entries that make, accompany and read these bundles."""
@@ -262,8 +262,8 @@ class Connections:
 
         def picked(labels: np.ndarray) -> np.ndarray:
             known = labels != NOBODY
-            found: np.ndarray = known & chosen[np.where(known, self._of[labels], -1)]
-            return found
+            flags: np.ndarray = known & chosen[np.where(known, self._of[labels], -1)]
+            return flags
 
         incoming: dict[str, list[np.ndarray]] = {}
         outgoing: dict[str, list[np.ndarray]] = {}
@@ -307,10 +307,10 @@ class Connections:
         for mix in self._mixes:
             if mix.parameter.name in tensors:
                 rows += [mix.makes] if mix.channelwise else [mix.makes, mix.reads]
-        found: set[int] = set()
+        places: set[int] = set()
         for labels in rows:
-            found.update(self._of[labels[labels != NOBODY]].tolist())
-        return found
+            places.update(self._of[labels[labels != NOBODY]].tolist())
+        return places
 
     def _values(self, by_unit: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return a value for each label, (labels,), from values of units; NaN where unknown."""
@@ -356,9 +356,9 @@ class Connections:
         places = [mix.place for mix in self._readers()]
         uses, passed = Counter(places), Counter[Place]()
         for mix, place in zip(self._readers(), places, strict=True):
-            found = readings.get(place, ())
+            known = readings.get(place, ())
             # Another number of uses than in the trace: which is which is anyone's guess.
-            yield mix, found[passed[place]] if len(found) == uses[place] else None
+            yield mix, known[passed[place]] if len(known) == uses[place] else None
             passed[place] += 1
 
     def contributions(self, readings: Readings, state: Mapping[str, Tensor]) -> np.ndarray:
@@ -386,10 +386,10 @@ class Connections:
                 continue
             # With groups, an input is read only by the outputs of its own group.
             blocks = self._weights(mix, state).abs().chunk(mix.groups)
-            each = torch.cat([block.mean(dim=(0, 2)) for block in blocks]).numpy()
-            each = each * (np.nan if reading is None else reading.mean_abs)
+            share = torch.cat([block.mean(dim=(0, 2)) for block in blocks]).numpy()
+            share = share * (np.nan if reading is None else reading.mean_abs)
             labels, where = np.unique(mix.reads[known], return_inverse=True)
-            mean = np.bincount(where, each[known]) / np.bincount(where)
+            mean = np.bincount(where, share[known]) / np.bincount(where)
             np.add.at(bundles, self._of[labels], mean)
             read[self._of[labels]] = True
         return np.where(read, bundles, np.nan)
@@ -443,12 +443,12 @@ class Connections:
             if not losing or taker is None:
                 continue
             if not _takes_for(taker, [mix for mix, _ in sharing], used[taker.name]):
-                untaken += [each.parameter.name for each in losing]
+                untaken += [part.parameter.name for part in losing]
                 continue
             gain, outputs = np.zeros(taker.entries().size), 0
             for mix, reading in sharing:
                 if reading is None:
-                    untaken += [each.parameter.name for each in losing]
+                    untaken += [part.parameter.name for part in losing]
                     break
                 lost = self._lost(mix, losses[mix.place], reading, state)
                 gain += np.where(gone[mix.makes], 0.0, lost) * reading.outputs
@@ -504,11 +504,11 @@ def _read_entries(mix: Mix, entries: np.ndarray, read: np.ndarray) -> np.ndarray
 
 def _joined(found: Sequence[np.ndarray]) -> np.ndarray:
     # By flags: sorting the hundred million entries of a wide linear layer takes a minute.
-    flags = np.zeros(max(int(each.max(initial=-1)) for each in found) + 1, dtype=bool)
-    for each in found:
-        flags[each] = True
+    flags = np.zeros(max(int(places.max(initial=-1)) for places in found) + 1, dtype=bool)
+    for places in found:
+        flags[places] = True
     return np.flatnonzero(flags)
 
 
 def _parts(found: Mapping[str, list[np.ndarray]]) -> tuple[Part, ...]:
-    return tuple(Part(tensor=name, entries=_joined(each)) for name, each in found.items())
+    return tuple(Part(tensor=name, entries=_joined(entries)) for name, entries in found.items())

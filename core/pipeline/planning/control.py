@@ -130,16 +130,16 @@ class _Draw:
             if granularity == "layer":
                 continue
             draft = self._draft(targets)
-            found = (
+            places = (
                 self._units(targets, draft, taken)
                 if granularity == "unit"
                 else self._weights(targets, draft)
             )
-            if not found:
+            if not places:
                 raise PlanError("The plan to be matched selects nothing that could be drawn.")
             note = f"Random control of the same size, drawn with seed {self.seed}."
             words = {
-                "targets": tuple(found),
+                "targets": tuple(places),
                 "companion": None,
                 "evidence": Evidence(note=note),
             }
@@ -230,8 +230,8 @@ def _fits(target: Target, layer: LayerInfo) -> bool:
 
 def _alike(targets: Iterable[Target]) -> list[tuple[Target, ...]]:
     """Return targets grouped by what they select and write."""
-    found: dict[tuple[str, str, int], list[Target]] = {}
+    groups: dict[tuple[str, str, int], list[Target]] = {}
     for target in targets:
         key = (target.granularity, target.scheme.model_dump_json(), target.seed)
-        found.setdefault(key, []).append(target)
-    return [tuple(each) for each in found.values()]
+        groups.setdefault(key, []).append(target)
+    return [tuple(group) for group in groups.values()]

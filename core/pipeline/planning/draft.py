@@ -77,15 +77,15 @@ class Draft:
 
     def weights(self, layer: LayerInfo, entries: Sequence[Entries | None]) -> list[Target]:
         """Return the target of single weights of a layer; none when nothing was chosen."""
-        found = tuple(entry for entry in entries if entry is not None)
-        if not found:
+        chosen = tuple(entry for entry in entries if entry is not None)
+        if not chosen:
             return []
         return [
             Target(
                 layer=layer.name,
                 granularity="weight",
-                parameters=tuple(dict.fromkeys(each.tensor for each in found)),
-                entries=found,
+                parameters=tuple(dict.fromkeys(each.tensor for each in chosen)),
+                entries=chosen,
                 scheme=self.scheme,
                 seed=self.seed,
             )
@@ -136,10 +136,10 @@ class Draft:
             by_layer.setdefault(owner[tensor].name, []).append(entries)
         targets = []
         for layer in layers:
-            found = [each for each in by_layer.get(layer.name, []) if each is not None]
-            if not found:
+            slices = [each for each in by_layer.get(layer.name, []) if each is not None]
+            if not slices:
                 continue
-            tensors = dict.fromkeys(each.tensor for each in found)
+            tensors = dict.fromkeys(each.tensor for each in slices)
             targets.append(
                 Target(
                     layer=layer.name,
@@ -147,7 +147,7 @@ class Draft:
                     parameters=tuple(name for name in tensors if name in parameters),
                     buffers=tuple(name for name in tensors if name not in parameters),
                     units=members.get(layer.name, ()),
-                    entries=tuple(found),
+                    entries=tuple(slices),
                     scheme=self.scheme,
                     seed=self.seed,
                 )
@@ -217,11 +217,11 @@ def as_slices(flat: np.ndarray, shape: Sequence[int]) -> tuple[int | None, np.nd
     """Return entries (k,) as whole slices along an axis where they are that, else as they are."""
     if len(shape) > 1:
         for axis, length in enumerate(shape):
-            each = int(np.prod(shape)) // length
-            if len(flat) % each:
+            width = int(np.prod(shape)) // length
+            if len(flat) % width:
                 continue
             after = int(np.prod(shape[axis + 1 :], dtype=np.int64))
             chosen = np.unique(flat // after % length)
-            if len(chosen) * each == len(flat):
+            if len(chosen) * width == len(flat):
                 return axis, chosen
     return None, flat

@@ -136,19 +136,19 @@ class _Resolver:
         """
         wanted = None if self.wish.layers is None else set(self.wish.layers)
         named = [layer for layer in self.outline.layers if wanted is None or layer.name in wanted]
-        found = [
+        layers = [
             layer
             for layer in named
             if layer.executed and (head or not layer.head or self.outline.own_head)
         ]
-        still = [layer.name for layer in found if layer.name in self._untrained]
+        still = [layer.name for layer in layers if layer.name in self._untrained]
         if still:
             # What a rule chose there would stay random; by hand that is refused.
             more = f" and {len(still) - 3} more" if len(still) > 3 else ""
             note = f"Left out {', '.join(still[:3])}{more}: frozen, or at a learning rate of 0."
             self.notes += [] if note in self.notes else [note]
-            found = [layer for layer in found if layer.name not in still]
-        if not found:
+            layers = [layer for layer in layers if layer.name not in still]
+        if not layers:
             first = named[0]
             why = "no forward pass reaches it" if not first.executed else "it is new already"
             why = "it does not train" if first.name in still else why
@@ -156,7 +156,7 @@ class _Resolver:
                 f'There is no layer to choose from: "{first.name}" was named, and {why}. Name '
                 "others."
             )
-        return found
+        return layers
 
     @cached_property
     def _untrained(self) -> frozenset[str]:
@@ -282,8 +282,8 @@ class _Resolver:
 
         def beyond(values: np.ndarray) -> np.ndarray:
             with np.errstate(invalid="ignore"):
-                found: np.ndarray = values > limit if side == "above" else values < limit
-            return found
+                flags: np.ndarray = values > limit if side == "above" else values < limit
+            return flags
 
         scope = {layer.name for layer in self.scope(head=False)}
         reports = [report for report in diagnosis.layers if report.name in scope]
@@ -380,8 +380,8 @@ class _Resolver:
         """
         seen = {
             names[0]: name
-            for each in self.outline.layers[: layer.index]
-            for names in each.tied
+            for earlier in self.outline.layers[: layer.index]
+            for names in earlier.tied
             for name in names
         }
         firsts = {name: names[0] for names in layer.tied for name in names}
@@ -394,7 +394,7 @@ class _Resolver:
 
     def _gradients(self) -> dict[str, Tensor]:
         """Return the gradients, with a note on those that are 0 but for rounding."""
-        found = self.subject.gradients()
+        gradients = self.subject.gradients()
         names = sorted(self.subject.rounding)
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -402,7 +402,7 @@ class _Resolver:
                 f"Left out {', '.join(names[:3])}{more}: their gradient is 0 but for rounding, "
                 "because a norm behind them takes out what they add."
             )
-        return found
+        return gradients
 
     def _swr(self) -> ReinitPlan:
         utility_name, threshold = str(self.options["utility"]), self.options["threshold"]
@@ -420,10 +420,10 @@ class _Resolver:
                 else:
                     utility = (old * gradients[name]).abs()
                 if threshold == "":
-                    found = lowest_entries(utility, float(self.options["percent"] or 0))
+                    places = lowest_entries(utility, float(self.options["percent"] or 0))
                 else:
-                    found = entries_below_mean(utility, float(threshold or 0))
-                entries.append(self.draft.entries(name, found, "scheme"))
+                    places = entries_below_mean(utility, float(threshold or 0))
+                entries.append(self.draft.entries(name, places, "scheme"))
             targets += self.draft.weights(layer, entries)
         return self._targets_plan(targets, "no weight is that useless")
 
@@ -446,7 +446,7 @@ class _Resolver:
     def _within_scope(self, bundles: Sequence[int]) -> set[int]:
         """Return the bundles that lie in the layers to choose from and can be reset."""
         scope = {layer.name for layer in self.scope(head=False)}
-        found: set[int] = set()
+        units: set[int] = set()
         left: dict[str, int] = {}
         inside: set[int] = set()
         for layer, of in self.subject.connections.bundles.items():
@@ -456,13 +456,13 @@ class _Resolver:
             if bundle not in inside:
                 continue
             if self.subject.connections.free(bundle):
-                found.add(bundle)
+                units.add(bundle)
             else:
                 why = self.subject.connections.reasons[bundle]
                 left[why] = left.get(why, 0) + 1
         for why, count in left.items():
             self.notes.append(f"Left out {count}: {why}.")
-        return self._with_training_readers(found)
+        return self._with_training_readers(units)
 
     def _least_units(self) -> ReinitPlan:
         percent = float(self.options["percent"] or 0)
@@ -478,7 +478,7 @@ class _Resolver:
         for bundle, layers in self.subject.layers_by_bundle.items():
             if np.isfinite(scores[bundle]) and wires.free(bundle):
                 pools.setdefault(layers, {})[bundle] = float(scores[bundle])
-        lowest = [each for pool in pools.values() for each in fraction_lowest(pool, percent)]
+        lowest = [unit for pool in pools.values() for unit in fraction_lowest(pool, percent)]
         chosen = self._within_scope(sorted(lowest))
         shifts: Mapping[str, np.ndarray] = {}
         # A removed unit's mean goes where it was read; GXD has no such step.
@@ -499,8 +499,8 @@ class _Resolver:
                     continue
                 count = share(float(self.options["percent"] or 0), old.numel())
                 noise = generator(self.wish.seed, "random", name)
-                found = random_entries(count, old.numel(), noise)
-                entries.append(self.draft.entries(name, found, "scheme"))
+                places = random_entries(count, old.numel(), noise)
+                entries.append(self.draft.entries(name, places, "scheme"))
             targets += self.draft.weights(layer, entries)
         return self._targets_plan(targets, "the percentage is less than one entry")
 

@@ -218,10 +218,10 @@ class Subject:
 
         def work() -> dict[str, Tensor]:
             module = self.loaded.module
-            found = summed_gradients(module, self.batches(self.samples), decay=decay)
+            gradients = summed_gradients(module, self.batches(self.samples), decay=decay)
             inputs, labels = next(self.batches(min(self.samples or ASKED, ASKED)))
             self.rounding = rounding_alone(module, inputs, labels)
-            return found
+            return gradients
 
         return self.on_device(work)
 
@@ -311,8 +311,8 @@ class Subject:
     @cached_property
     def layers_by_bundle(self) -> dict[int, tuple[str, ...]]:
         """The layers that each bundle has units of, by bundle."""
-        found: dict[int, tuple[str, ...]] = {}
+        by_bundle: dict[int, tuple[str, ...]] = {}
         for layer, of in self.connections.bundles.items():
             for bundle in np.unique(of).tolist():
-                found[bundle] = (*found.get(bundle, ()), layer)
-        return found
+                by_bundle[bundle] = (*by_bundle.get(bundle, ()), layer)
+        return by_bundle

@@ -35,7 +35,7 @@ def test_the_plan_of_a_rule_stays_whole_until_it_is_cleared() -> None:
     assert space().picks.plan_file is not None
     before = space().picks
 
-    app = open_app("pick")
+    app = open_app("look")
     app.text_input(key="pattern_text").set_value("blocks.4*").run()
     app.button(key="pattern_add").click().run()
 
@@ -74,7 +74,7 @@ def test_a_plan_that_was_chosen_on_other_images_says_so_wherever_it_is_used() ->
         files.append((given.companion.file, given.companion_bytes, "application/octet-stream"))
         app = open_app("export")
         app.file_uploader(key="plan_upload_0").set_value(files).run()
-        for page in ("pick", "watch", "export"):
+        for page in ("look", "watch", "export"):
             app = open_app(page)
             said = [warning.value for warning in app.warning if "other images" in warning.value]
             assert bool(said) is warned, (page, seen)

@@ -24,14 +24,15 @@ def by_rule(space: store.Workspace) -> None:
     """Draw the choice of a rule, its run, and what became of it."""
     with st.expander("Choose by a published rule", expanded=RULES_OPEN in st.session_state):
         run = store.live_run("plan")
+        if run is None:
+            _taken()
+        # It stays while the rule runs: Streamlit forgets what a field held once it is gone.
+        _form(space, busy=run is not None)
         if run is not None:
             _live(run)
-            return
-        _taken()
-        _form(space)
 
 
-def _form(space: store.Workspace) -> None:
+def _form(space: store.Workspace, *, busy: bool) -> None:
     infos = {info.name: info for info in store.rule_infos()}
     schemes = {info.name: info for info in store.scheme_infos()}
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -63,7 +64,7 @@ def _form(space: store.Workspace) -> None:
             format_func=lambda scheme: schemes[scheme].title,
         )
         seed = st.number_input("Seed", 0, 2**31 - 1, 0, 1, key="rule_seed", width=120)
-        if st.button("Make the plan", key="rule_start", type="primary"):
+        if st.button("Make the plan", key="rule_start", type="primary", disabled=busy):
             with frame.showing_errors():
                 st.session_state[PLAN_RUN] = store.start_plan(name, options, scheme_name, int(seed))
                 st.session_state[RULES_OPEN] = True

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("fresh_queue")
 
 
 def test_an_uploaded_zip_becomes_the_images() -> None:
-    app = open_app()
+    app = open_app("choose")
     archive = (ROOT / "assets" / "data" / "pneumonia.zip").read_bytes()
     app.segmented_control(key="data_way").set_value("Upload").run()
 
@@ -63,7 +63,7 @@ def _offer(app: AppTest, kind: str, name: str, content: bytes) -> None:
 def test_a_bomb_is_one_sentence_and_no_memory_of_the_server() -> None:
     bomb = checkpoint_bomb(2_900_000_000)
     assert len(bomb) < 3_000_000
-    app = open_app()
+    app = open_app("choose")
     before = _resident_mb()
     # From here on the highest mark is counted anew.
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -87,7 +87,7 @@ def test_a_refused_zip_is_never_the_choice(broken: str) -> None:
         ]:
             archive.writestr(name, b"no picture")
     content = b"PK no zip" if broken == "no zip at all" else packed.getvalue()
-    app = open_app()
+    app = open_app("choose")
 
     _offer(app, "data", "x.zip", content)
 
@@ -95,7 +95,7 @@ def test_a_refused_zip_is_never_the_choice(broken: str) -> None:
     assert '"x.zip" was refused and removed' in error.value.replace("\\", "")
     assert app.file_uploader(key="data_file_1").value is None
     assert app.button(key="use_upload").disabled
-    reloaded = open_app()
+    reloaded = open_app("choose")
     assert not reloaded.error
     for each in (app, reloaded):
         assert "x.zip" not in "".join(str(text.value) for text in each.text)

@@ -1,4 +1,4 @@
-"""The part of Choose that brings earlier work back."""
+"""The part of Look that brings earlier work back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ def earlier(space: store.Workspace) -> None:
     works = store.recent_work(without=space.id)
     used = bool(space.name) or space.choice != store.Choice() or bool(store.all_runs())
     title = f"Earlier work ({len(works):,})" if works else "Earlier work"
-    # Open for somebody who has just come and may look for it, closed for everybody else.
-    with st.expander(
-        words.escape(title), expanded=bool(works) and not used, icon=":material/history:"
-    ):
+    with st.popover(words.escape(title), type="tertiary", icon=":material/history:"):
         _present(space, used=used)
         if not works:
             st.caption(

@@ -1,7 +1,8 @@
-"""Pick: which layers to reset, and how."""
+"""The part of Look that makes the plan by hand: patterns, the table, the new values."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,52 +11,29 @@ import streamlit as st
 
 import core
 from core.records import Diagnosis, LayerInfo, LayerReport, ModelOutline, ParameterInfo, Pattern
-from dashboard import charts, frame, planner, plot, store, words
+from dashboard import frame, store, words
 
-HEATMAP = "pick_heatmap"
 TABLE = "pick_table"
+# How many tables there have been, and which rows the present one has ticked.
+TICKED = "pick_table_ticked"
 TABLE_PX = 430
 
 Columns = dict[str, Sequence[object]]
 
 
-def page() -> None:
-    """Draw the page."""
-    space = store.current()
-    with st.spinner("Loading the network", show_time=True):
-        outline = store.model_outline(space.choice)
-    _drop_unknown(space, outline)
-    stored = store.latest_diagnosis()
-    diagnosis = None
-    if stored is not None and not store.is_stale(stored.diagnosis, space.choice):
-        diagnosis = stored.diagnosis
-
+def summary(space: store.Workspace, outline: ModelOutline) -> None:
+    """Say what the plan would touch."""
     size = store.pick_size(outline)
-    st.subheader("What the pick touches")
     st.markdown(
         words.escape(words.touch_sentence(size.layers, size.tensors, size.parameters, size.total))
     )
     whole = space.picks.plan_file is None
     if whole and set(outline.head) & set(space.picks.layers) and not outline.own_head:
         st.caption("The head is already new, and the same in every arm, so a plan leaves it out.")
-    planner.by_rule(space)
-    if diagnosis is not None and diagnosis.findings:
-        st.subheader("What stands out")
-        frame.findings(diagnosis.findings, key="findings")
-    st.subheader("Pick by hand")
-    _pattern_row(outline)
-    _picture(space, outline, diagnosis)
-    _table(space, outline, diagnosis)
-    if space.picks.plan_file is None:
-        _how(space)
-    else:
-        _made(outline)
-    if space.picks.layers:
-        planner.ahead(outline)
-    _next(space)
 
 
-def _drop_unknown(space: store.Workspace, outline: ModelOutline) -> None:
+def drop_unknown(space: store.Workspace, outline: ModelOutline) -> None:
+    """Drop picks that the network does not have."""
     known = {layer.name for layer in outline.layers}
     picks = space.picks
     if not known.issuperset((*picks.layers, *picks.freeze)):
@@ -65,7 +43,8 @@ def _drop_unknown(space: store.Workspace, outline: ModelOutline) -> None:
         )
 
 
-def _pattern_row(outline: ModelOutline) -> None:
+def pattern_row(outline: ModelOutline) -> None:
+    """Draw picking and freezing by a pattern of names."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.selectbox(
             "Pick by",
@@ -126,75 +105,14 @@ def _by_pattern(outline: ModelOutline, action: str) -> None:
     st.toast(f"{words.count(len(names), 'layer')} matched")
 
 
-def _picture(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis | None) -> None:
-    picked = space.picks.layers
-    if diagnosis is None:
-        with frame.layers_scroll(len(outline.layers)):
-            plot.plot(
-                charts.layer_strip(outline, picked=picked, dark=frame.is_dark()),
-                key=HEATMAP,
-                height=charts.heatmap_height(2),
-                on_event=_on_cells,
-                alt=f"Strip of {len(outline.layers)} layers in forward order, by size",
-            )
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.caption(
-                "This network is not measured on these images yet. Measuring adds one row per "
-                "metric here, and columns to the table.",
-                width="content",
-            )
-            frame.link("measure", "Measure")
-        return
-    chosen = frame.heatmap_controls("pick", diagnosis)
-    with frame.layers_scroll(len(diagnosis.layers)):
-        plot.plot(
-            charts.layer_heatmap(
-                diagnosis,
-                chosen.infos,
-                view=chosen.view,
-                fade=chosen.fade,
-                picked=picked,
-                dark=frame.is_dark(),
-            ),
-            key=HEATMAP,
-            height=charts.heatmap_height(len(chosen.infos)),
-            on_event=_on_cells,
-            hatch_missing=True,
-            alt=f"Heatmap of {len(chosen.infos)} metrics by {len(diagnosis.layers)} layers; "
-            "click a cell to pick its layer",
-        )
-    st.caption(
-        words.escape(
-            f"{words.dots(chosen.view)}Click a cell to pick its layer or to unpick it; hold Shift "
-            "or drag a box to add several. The table ticks the same layers."
-        )
-    )
-
-
-@store.act
-def _on_cells() -> None:
-    event = plot.read_event(HEATMAP)
-    if event is None:
-        return
-    layers = store.current().picks.layers
-    new = [name for name in event.names if name not in layers]
-    if event.kind == "click" and not event.additive and not new:
-        _set_layers(tuple(name for name in layers if name not in event.names))
-    else:
-        _set_layers((*layers, *new))
-
-
-@store.act
-def _set_layers(layers: tuple[str, ...]) -> None:
-    frame.set_layers(layers)
-
-
-def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis | None) -> None:
+def table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis | None) -> None:
+    """Draw the table of layers; ticked rows are picked."""
     picks = space.picks
     names = [layer.name for layer in outline.layers]
     rows = [row for row, name in enumerate(names) if name in set(picks.layers)]
     # The pick is the authority: whatever changed it, the ticks follow before the table is drawn.
-    st.session_state[TABLE] = {"selection": {"rows": rows}}
+    key = _table_key(rows)
+    st.session_state[key] = {"selection": {"rows": rows}}
     frozen = set(picks.freeze)
     columns: Columns = {
         "Layer": [words.clean(name) for name in names],
@@ -216,14 +134,27 @@ def _table(space: store.Workspace, outline: ModelOutline, diagnosis: Diagnosis |
     st.dataframe(
         pd.DataFrame(columns),
         hide_index=True,
-        key=TABLE,
+        key=key,
         placeholder=words.NO_VALUE,
-        on_select=_on_rows,
+        on_select=functools.partial(_on_rows, key),
         height=TABLE_PX,
         selection_mode="multi-row",
         column_config=config,
         alt="Layers in forward order; ticked rows are picked",
     )
+
+
+def _table_key(rows: list[int]) -> str:
+    """Return the key of a table with these ticks: a new one where something else changed the pick.
+
+    A browser that has not drawn the new ticks yet still sends the old ones with the next click. In
+    the same table they would count as ticked by hand and take the change back.
+    """
+    turn, ticked = st.session_state.get(TICKED, (0, rows))
+    if ticked != rows:
+        turn += 1
+    st.session_state[TICKED] = (turn, rows)
+    return f"{TABLE}_{turn}"
 
 
 def _largest(layer: LayerInfo) -> ParameterInfo:
@@ -269,19 +200,21 @@ def _value(report: LayerReport | None, metric: str) -> float | None:
 
 
 @store.act
-def _on_rows() -> None:
+def _on_rows(key: str) -> None:
     space = store.current()
     outline, _ = store.outline_if_ready(space.choice)
-    if outline is None:
+    turn, _ = st.session_state[TICKED]
+    # The ticks of a table that has been replaced are old, though the browser still sends them.
+    if outline is None or key != f"{TABLE}_{turn}":
         return
-    rows = st.session_state[TABLE]["selection"]["rows"]
+    rows = st.session_state[key]["selection"]["rows"]
     layers = tuple(layer.name for row, layer in enumerate(outline.layers) if row in set(rows))
-    if set(layers) != set(space.picks.layers):
-        _set_layers(layers)
+    if set(layers) != set(space.picks.layers) and frame.set_layers(layers):
+        st.session_state[TICKED] = (turn, sorted(rows))
 
 
-def _made(outline: ModelOutline) -> None:
-    st.subheader("The plan")
+def made(outline: ModelOutline) -> None:
+    """Say what a plan of units or weights does."""
     with frame.showing_errors():
         plan = store.present_plan(outline)
         frame.warn_of_other_images(plan)
@@ -295,7 +228,8 @@ def _made(outline: ModelOutline) -> None:
     )
 
 
-def _how(space: store.Workspace) -> None:
+def new_values(space: store.Workspace) -> None:
+    """Draw where the new values come from."""
     picks = space.picks
     infos = {info.name: info for info in store.scheme_infos()}
     if picks.scheme not in infos:
@@ -374,14 +308,3 @@ def _on_field(key: str, field: str) -> None:
     if field == "name":
         value = value.strip() or "plan"
     store.current().change_picks(**{field: value})
-
-
-def _next(space: store.Workspace) -> None:
-    if not space.picks.layers:
-        return
-    with st.container(horizontal=True):
-        frame.link("watch", "Next: watch it against the untouched network")
-        frame.link("export", "Export the plan")
-
-
-page()

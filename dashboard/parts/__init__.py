@@ -1,0 +1,1 @@
+"""Parts of pages that need a file of their own."""
