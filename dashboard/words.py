@@ -122,6 +122,7 @@ RUN_TITLES = {
     "apply": "Writing weights",
     "plan": "Making the plan",
     "preview": "Looking ahead",
+    "after": "Measuring after the fine-tune",
     "attribute": "Looking what a layer carries",
 }
 COMPANION_HELP = (
@@ -211,6 +212,11 @@ def not_there(reason: str) -> str:
     """Return why a figure is missing: it was not asked for, or means nothing there."""
     return reason if reason.startswith("not measured") else f"not applicable: {reason}"
 
+
+KEEP_WEIGHTS_HELP = (
+    "Of the first seed, as safetensors in the run's folder. An open layer then shows whether its "
+    "stiffness went, and what it carries after training."
+)
 
 RANDOM_CONTROL_HELP = (
     "Also resets as much, drawn at random: as many weights or units in the same layers, or as "

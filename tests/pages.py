@@ -111,9 +111,10 @@ def put_run(
     state: str = "done",
     message: str | None = None,
     facts: dict[str, object] | None = None,
+    letter: str = "a",
 ) -> Path:
-    """Lay down a run that an earlier server finished."""
-    run_id = f"{kind}-20261123-010000-aaaa"
+    """Lay down a run that an earlier server finished; another letter for another of its kind."""
+    run_id = f"{kind}-20261123-010000-{letter * 4}"
     folder = space().folder / "runs" / run_id
     folder.mkdir(parents=True)
     document = {

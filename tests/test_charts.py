@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+import core
 from core.records import ArmCurve, StepRecord
 from core.trial.verdict import UNTOUCHED
 from dashboard import charts
@@ -73,3 +76,41 @@ def test_a_heatmap_has_room_for_its_rows_before_there_are_data() -> None:
     # One row would leave no room for its label.
     assert heights[0] == heights[1] == heights[2]
     assert np.all(np.diff(heights[2:]) > 0)
+
+
+def unit_infos() -> list[Any]:
+    wanted = ("unit_saturated_fraction", "unit_mean_abs")
+    return [info for info in core.list_metrics() if info.name in wanted]
+
+
+def test_units_stand_in_their_order_or_the_stiffest_first() -> None:
+    saturated = np.array([0.2, 0.9, 0.5], dtype=np.float32)
+    figures = {
+        "unit_saturated_fraction": (saturated, saturated),
+        "unit_mean_abs": (1 - saturated, 1 - saturated),
+    }
+
+    plain = charts.unit_heatmap(figures, unit_infos())
+    ordered = charts.unit_heatmap(figures, unit_infos(), by="unit_saturated_fraction")
+    by_mean = charts.unit_heatmap(figures, unit_infos(), by="unit_mean_abs")
+
+    assert list(plain.data[0].customdata[0]) == ["0", "1", "2"]
+    assert list(ordered.data[0].customdata[0]) == ["1", "2", "0"]
+    # A low mean is stiff.
+    assert list(by_mean.data[0].customdata[0]) == ["1", "2", "0"]
+    assert "unit 1" in ordered.data[0].hovertext[0][0]
+    assert "0.9" in ordered.data[0].hovertext[0][0]
+
+
+def test_many_units_share_columns_that_show_the_stiffest() -> None:
+    units = 2 * charts.UNIT_COLUMNS
+    saturated = np.zeros(units, dtype=np.float32)
+    saturated[3] = 1.0
+
+    figure = charts.unit_heatmap({"unit_saturated_fraction": (saturated, saturated)}, unit_infos())
+
+    texts = figure.data[0].hovertext[0]
+    assert len(texts) == charts.UNIT_COLUMNS
+    assert "units 2 to 3" in texts[1]
+    assert texts[1].endswith(": 1")
+    assert texts[2].endswith(": 0")

@@ -215,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
     add_data(tune, required=True)
     tune.add_argument("--plan", type=Path, action="append", default=[], help="repeat for more arms")
     tune.add_argument(
+        "--keep-weights",
+        action="store_true",
+        help="keep each arm's trained weights, of the first seed, in OUT/weights",
+    )
+    tune.add_argument(
         "--random-control",
         action="store_true",
         help="add an arm that resets as much, drawn at random",
@@ -397,7 +402,7 @@ def _first_layers(layers: Sequence[str]) -> str:
 
 def _check_run(options: argparse.Namespace) -> None:
     """Refuse a folder that holds another run, or plans that this one would write over."""
-    for name in ("curves.csv", "summary.json", "plans"):
+    for name in ("curves.csv", "summary.json", "plans", "weights"):
         if (options.out / name).exists():
             raise OptionError(
                 f'--out "{options.out}" holds a run already ("{name}"); give another folder.'
@@ -447,6 +452,7 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
             train_images=options.train_images,
             val_images=options.val_images,
         ),
+        keep_weights=options.out / "weights" if options.keep_weights else None,
     )
     record = trial.record
     events.emit("record", record=as_json(record))

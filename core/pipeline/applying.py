@@ -145,12 +145,15 @@ def edited_weights(plan: ReinitPlan) -> tuple[dict[str, Tensor], ReinitReceipt]:
         LimberError: The plan does not fit.
     """
     loaded, receipt = edited_model(plan)
-    state = {
-        name: value.detach().contiguous() for name, value in loaded.module.state_dict().items()
-    }
+    return plain_state(loaded.module), receipt
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a network's state on the CPU, in its shapes, no two tensors sharing memory."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     shared: dict[int, str] = {}
     for name, value in state.items():
         # The format refuses tensors that share memory; trainers load by name and tie again.
         if value.numel() and shared.setdefault(value.data_ptr(), name) != name:
             state[name] = value.clone()
-    return state, receipt
+    return state

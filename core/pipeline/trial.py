@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import safetensors.torch
 from torch import Tensor, nn
 
 from core.errors import OptionError, PlanError
@@ -15,7 +16,7 @@ from core.files.curves import curves_csv, curves_of
 from core.files.plans import write_plan
 from core.files.whole import write_whole
 from core.load import ImageSet, decode, load_model
-from core.pipeline.applying import edited_model
+from core.pipeline.applying import edited_model, plain_state
 from core.pipeline.batches import check_image_size, opened_images, outline_model
 from core.pipeline.machine import choose_device, device_name, versions
 from core.pipeline.progress import Progress, tick
@@ -75,6 +76,7 @@ def prepare_trial(
     train_images: int | None = DEFAULT_TRAIN_IMAGES,
     val_images: int | None = DEFAULT_VAL_IMAGES,
     device: str = "auto",
+    keep_weights: Path | None = None,
     progress: Progress | None = None,
 ) -> Trial:
     """Check everything, read the images, and return a trial whose steps run when iterated.
@@ -90,6 +92,7 @@ def prepare_trial(
         train_images: At most so many, classes in turn; None takes all.
         val_images: As above, for validation.
         device: "auto", "cpu" or "cuda".
+        keep_weights: Folder for each arm's trained weights, of the first seed; None keeps none.
         progress: Progress and stop.
 
     Raises:
@@ -142,9 +145,33 @@ def prepare_trial(
     )
     progress.phase("fine-tuning")
     steps = finetune(
-        arms, pixels, settings, seeds=seeds, device=place, should_stop=progress.should_stop
+        arms,
+        pixels,
+        settings,
+        seeds=seeds,
+        device=place,
+        should_stop=progress.should_stop,
+        on_trained=_keeper(keep_weights, record),
     )
     return Trial(record=record, steps=steps)
+
+
+def trained_files(arms: Sequence[str]) -> dict[str, str]:
+    """Return arm to the name of the file that holds its trained weights."""
+    return {arm: f"{file}.safetensors" for arm, file in zip(arms, _file_names(arms), strict=True)}
+
+
+def _keeper(folder: Path | None, record: RunRecord) -> Callable[[str, int, nn.Module], None]:
+    """Return what writes an arm's trained weights into the folder."""
+    files = trained_files(record.arms)
+
+    def keep(arm: str, seed: int, model: nn.Module) -> None:
+        if folder is not None and seed == record.seeds[0]:
+            state = plain_state(model)
+            data = safetensors.torch.save(dict(sorted(state.items())), metadata={"format": "pt"})
+            write_whole(folder / files[arm], data)
+
+    return keep
 
 
 def _arms_plans(

@@ -49,6 +49,7 @@ def finetune(
     seeds: Sequence[int],
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
+    on_trained: Callable[[str, int, nn.Module], None] = lambda arm, seed, model: None,
 ) -> Iterator[StepRecord]:
     """Train every arm under every seed and yield each step as it is done.
 
@@ -59,6 +60,7 @@ def finetune(
         seeds: Each gives one head, one batch order and one stream of dropout masks.
         device: Where to train.
         should_stop: Asked before every step; iteration then simply ends.
+        on_trained: Called with an arm, a seed and the network after its last step.
 
     Raises:
         ModelError: The loss is no longer finite, or a step failed.
@@ -128,6 +130,8 @@ def finetune(
                     val_accuracy=accuracy,
                     wall_s=time.perf_counter() - begun,
                 )
+        for arm, model in zip(arms, models, strict=True):
+            on_trained(arm.name, seed, model)
 
 
 def _quicken_norms(model: nn.Module) -> None:

@@ -28,25 +28,36 @@ class _UnitRow:
 
 
 def unit_heatmap(
-    figures: Mapping[str, tuple[np.ndarray, np.ndarray]], infos: Sequence[MetricInfo]
+    figures: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    infos: Sequence[MetricInfo],
+    *,
+    by: str | None = None,
 ) -> go.Figure:
     """Return a layer's units, two rows per metric: the values, and the fresh twin's below.
 
-    Above `UNIT_COLUMNS` units, neighbours share a column, which shows the stiffest of them.
+    Above `UNIT_COLUMNS` units, neighbours share a column, which shows the stiffest of them. A
+    click on a column reports its first unit.
+
+    Args:
+        figures: Metric to the network's and the twin's figures (units,).
+        infos: The metrics, from top to bottom.
+        by: The metric that orders the units, the stiffest first; None keeps their own order.
     """
-    rows = [
-        row for info in infos if info.name in figures for row in _pair(info, *figures[info.name])
-    ]
-    if not rows:
+    shown = [info for info in infos if info.name in figures]
+    if not shown:
         return go.Figure()
+    order = _order(figures, shown, by)
+    rows = [row for info in shown for row in _pair(info, *figures[info.name], order)]
     widest = max(row.colours.size for row in rows)
     colours = np.full((len(rows), widest), np.nan, dtype=np.float32)
     for index, row in enumerate(rows):
         colours[index, : row.colours.size] = row.colours
+    units = [str(units[0]) for units in _columns(order)]
     figure = go.Figure(
         go.Heatmap(
             z=colours,
             y=np.arange(len(rows)),
+            customdata=[units + [""] * (widest - len(units))] * len(rows),
             hovertext=[row.texts + [""] * (widest - len(row.texts)) for row in rows],
             hovertemplate="%{hovertext}<extra></extra>",
             ygap=1,
@@ -62,8 +73,8 @@ def unit_heatmap(
     )
     figure.update_layout(
         xaxis={
-            "title": {"text": "unit"},
-            "showticklabels": widest <= UNIT_COLUMNS,
+            "title": {"text": "unit" if by is None else "units, stiffest first"},
+            "showticklabels": by is None and widest <= UNIT_COLUMNS,
             "showgrid": False,
             "zeroline": False,
         },
@@ -73,31 +84,51 @@ def unit_heatmap(
     return figure
 
 
-def _pair(info: MetricInfo, values: np.ndarray, twin: np.ndarray) -> Iterator[_UnitRow]:
+def _order(
+    figures: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    infos: Sequence[MetricInfo],
+    by: str | None,
+) -> np.ndarray:
+    """Return the units in the order in which they are drawn."""
+    units = max(figures[info.name][0].size for info in infos)
+    info = next((info for info in infos if info.name == by), None)
+    if info is None or figures[info.name][0].size != units:
+        return np.arange(units)
+    values = np.nan_to_num(np.asarray(figures[info.name][0], dtype=np.float64))
+    return np.argsort(values if info.bad == "low" else -values, kind="stable")
+
+
+def _columns(order: np.ndarray) -> list[np.ndarray]:
+    """Return the units of each column."""
+    return np.array_split(order, min(len(order), UNIT_COLUMNS))
+
+
+def _pair(
+    info: MetricInfo, values: np.ndarray, twin: np.ndarray, order: np.ndarray
+) -> Iterator[_UnitRow]:
     """Yield a metric's row and its twin's, on one scale."""
     low, high = span_of(np.concatenate([np.ravel(values), np.ravel(twin)]), info.scale)
     title = html.escape(info.title)
+    # A figure of other units, such as heads, has its own order.
+    columns = _columns(order if values.size == order.size else np.arange(values.size))
     rows = ((row_label(info.title), "", values), ("fresh twin", "Fresh twin: ", twin))
     for label, whose, figures in rows:
-        binned, first, last = _binned(np.asarray(figures, dtype=np.float64), info.bad)
+        numbers = np.asarray(figures, dtype=np.float64)
+        worst = np.fmin.reduce if info.bad == "low" else np.fmax.reduce
+        binned = np.array([worst(numbers[units]) for units in columns])
         texts = [
-            f"{_units_text(from_unit, to_unit)}<br>{whose}{title}: {words.figure(value)}"
-            for from_unit, to_unit, value in zip(first, last, binned, strict=True)
+            f"{_units_text(units)}<br>{whose}{title}: {words.figure(value)}"
+            for units, value in zip(columns, binned, strict=True)
         ]
         yield _UnitRow(label=label, colours=scaled(binned, low, high, info.scale), texts=texts)
 
 
-def _binned(values: np.ndarray, bad: str | None) -> tuple[np.ndarray, list[int], list[int]]:
-    if values.size <= UNIT_COLUMNS:
-        places = list(range(values.size))
-        return values, places, places
-    edges = np.linspace(0, values.size, UNIT_COLUMNS + 1).astype(int)
-    choose = np.fmin.reduceat if bad == "low" else np.fmax.reduceat
-    return choose(values, edges[:-1]), edges[:-1].tolist(), (edges[1:] - 1).tolist()
-
-
-def _units_text(first: int, last: int) -> str:
-    return f"unit {first}" if first == last else f"units {first} to {last}"
+def _units_text(units: np.ndarray) -> str:
+    if len(units) == 1:
+        return f"unit {units[0]}"
+    if units[-1] - units[0] == len(units) - 1:
+        return f"units {units[0]} to {units[-1]}, the stiffest of them"
+    return f"{len(units)} units, unit {units[0]} first, the stiffest of them"
 
 
 def weight_histogram(

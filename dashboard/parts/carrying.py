@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import streamlit as st
@@ -36,7 +37,7 @@ def carrying(space: store.Workspace, layer: LayerReport) -> None:
         "it cost.",
     )
     plan = _plan(space)
-    wanted = store.AttributeWish(layer=layer.name, method=method, plan=plan)
+    wanted = store.AttributeWish(layer=layer.name, method=method, plan=plan, trained=_trained())
     run = store.attribute_run(wanted)
     if run is not None and run.live:
         _live(run)
@@ -45,11 +46,13 @@ def carrying(space: store.Workspace, layer: LayerReport) -> None:
     if run is not None and view is None:
         frame.outcome(run)
     if view is None:
-        after = " and after your plan" if plan is not None else ""
+        after = " as it came"
+        after += ", after your plan" if plan is not None else ""
+        after += ", and after the last fine-tune" if wanted.trained else ""
         st.markdown(
             words.escape(
                 "Shows on four images what this layer carries of the features that enter the "
-                f"head{after}, on one scale. Nothing is trained or changed."
+                f"head,{after}: on one scale. Nothing is trained or changed."
             )
         )
         st.caption("About 10 s to 1 min on a CPU; ablation is the slowest.")
@@ -69,6 +72,13 @@ def _plan(space: store.Workspace) -> ReinitPlan | None:
         return store.present_plan(outline)
     except LimberError:
         return None
+
+
+def _trained() -> tuple[Path, ...]:
+    """Return the weights of the last fine-tune that kept them: the untouched arm's, the plan's."""
+    run = store.trained_run()
+    kept = {} if run is None else store.trained_of(run)
+    return tuple(list(kept.values())[:2])
 
 
 def _live(run: store.RunView) -> None:
@@ -102,7 +112,7 @@ def _maps(view: Attribution, arrays: Arrays) -> None:
             with st.container(width=PICTURE_PX, gap="xsmall"):
                 st.image(charts.picture(pixels), width=PICTURE_PX, alt=f"Image {place + 1:d}")
     for state in view.states:
-        st.markdown(f"**{words.escape(STATES.get(state.name, state.name))}**")
+        st.markdown(f"**{words.escape(_title(state.name))}**")
         with st.container(horizontal=True, gap="small"):
             for place, grid in enumerate(arrays[f"{state.name}/maps"]):
                 with st.container(width=PICTURE_PX, gap="xsmall"):
@@ -119,13 +129,15 @@ def _maps(view: Attribution, arrays: Arrays) -> None:
     )
 
 
+def _title(state: str) -> str:
+    """Return the words for a state of the network."""
+    return STATES.get(state, f"Trained, {state}")
+
+
 def _units(view: Attribution, arrays: Arrays) -> None:
     plot.plot(
         charts.carried_bars(
-            {
-                STATES.get(state.name, state.name): arrays[f"{state.name}/units"].mean(0)
-                for state in view.states
-            },
+            {_title(state.name): arrays[f"{state.name}/units"].mean(0) for state in view.states},
             [f"unit {place}" for place in range(arrays["pretrained/units"].shape[1])],
             title="carried, mean over the images",
             dark=frame.is_dark(),
@@ -144,7 +156,7 @@ def _bars(view: Attribution, arrays: Arrays, plan: ReinitPlan | None, layer: str
     plot.plot(
         charts.carried_bars(
             {
-                STATES.get(state.name, state.name): arrays[f"{state.name}/units"].mean(0) / whole
+                _title(state.name): arrays[f"{state.name}/units"].mean(0) / whole
                 for state in view.states
             },
             names,

@@ -10,8 +10,9 @@ import streamlit as st
 
 from core.records import Diagnosis, LayerReport
 from dashboard import charts, frame, plot, store, words
-from dashboard.parts import carrying, saturation, strip
+from dashboard.parts import after, carrying, saturation, strip
 
+UNITS = "unit_heatmap"
 UNIT_ROW_PX = 24
 HISTOGRAM_PX = 220
 
@@ -33,6 +34,7 @@ def panel(space: store.Workspace, stored: store.Stored, *, stale: bool) -> None:
         "Weights": lambda: _weights(figures, looks),
         "Gradients": lambda: _gradients(diagnosis, layer, inside),
         "Carries": lambda: carrying.carrying(space, layer),
+        "After training": lambda: after.after(layer),
         "Figures": lambda: _numbers(layer),
     }
     if "head_attention_entropy" in figures:
@@ -161,15 +163,22 @@ def _gradients(
 
 
 def _units(figures: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Draw the layer's figures per unit."""
+    """Draw the layer's figures per unit; a click on a unit opens it."""
     shown = [info for info in store.metric_infos() if info.level == "unit" and info.name in figures]
     if not shown:
         st.caption("This layer has no figures per unit.")
         return
+    titles = {None: "In their own order"} | {
+        info.name: f"By {info.title.lower()}" for info in shown
+    }
+    by = st.selectbox(
+        "Units", tuple(titles), format_func=titles.__getitem__, key="unit_order", width=320
+    )
     plot.plot(
-        charts.unit_heatmap(figures, shown),
-        key="unit_heatmap",
+        charts.unit_heatmap(figures, shown, by=by),
+        key=UNITS,
         height=110 + 2 * UNIT_ROW_PX * len(shown),
+        on_event=_open_unit,
         hatch_missing=True,
         alt=f"Heatmap of {len(shown)} metrics per unit of the layer, the fresh twin below each",
     )
@@ -178,6 +187,15 @@ def _units(figures: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         st.caption(
             f"{widest:,} units in {charts.UNIT_COLUMNS:,} columns; each shows its stiffest unit."
         )
+    st.caption("Click a unit to see its saturation under Saturation.")
+
+
+@store.act
+def _open_unit() -> None:
+    event = plot.read_event(UNITS)
+    if event is not None and event.names[0].isdecimal():
+        st.session_state[saturation.UNIT] = int(event.names[0])
+        st.toast(f"Unit {event.names[0]:s} is open under Saturation")
 
 
 def _numbers(layer: LayerReport) -> None:

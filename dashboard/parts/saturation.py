@@ -19,6 +19,7 @@ NOT_LOOKED = (
     "This measurement did not look inside the layers. Measure again to see distributions here."
 )
 WHOLE = "The whole layer"
+UNIT = "layer_unit"
 
 
 def saturation(
@@ -76,6 +77,9 @@ def saturation(
 
 def _unit(units: int) -> int | None:
     """Draw the choice of a unit; None means the whole layer."""
+    if (st.session_state.get(UNIT) or 0) >= units:
+        # Chosen in another, wider layer.
+        st.session_state[UNIT] = None
     number = st.number_input(
         "Unit",
         min_value=0,
@@ -83,7 +87,7 @@ def _unit(units: int) -> int | None:
         value=None,
         step=1,
         placeholder=WHOLE,
-        key="layer_unit",
+        key=UNIT,
         width=220,
         help="Empty: the whole layer. A unit is a channel, or a feature of the tokens.",
     )

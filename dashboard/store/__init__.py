@@ -3,6 +3,7 @@
 from dashboard.store.estimates import finetune_seconds, measure_seconds
 from dashboard.store.measurements import (
     Stored,
+    diagnosis_of,
     inside_of,
     is_stale,
     latest_diagnosis,
@@ -17,7 +18,10 @@ from dashboard.store.own_runs import (
     plan_of,
     preview_of,
     receipt_of,
+    remeasured,
     stop_run,
+    trained_of,
+    trained_run,
 )
 from dashboard.store.present_plan import (
     made_for_other_images,
@@ -51,6 +55,7 @@ from dashboard.store.starts import (
     start_measure,
     start_plan,
     start_preview,
+    start_remeasure,
     train_defaults,
 )
 from dashboard.store.uploads import is_upload, upload
@@ -99,6 +104,7 @@ __all__ = [
     "current",
     "data_outline",
     "dataset_entries",
+    "diagnosis_of",
     "finetune_seconds",
     "guarded",
     "images",
@@ -131,6 +137,7 @@ __all__ = [
     "read_plan",
     "receipt_of",
     "recent_work",
+    "remeasured",
     "rule_infos",
     "scheme_infos",
     "set_pulse",
@@ -140,10 +147,13 @@ __all__ = [
     "start_measure",
     "start_plan",
     "start_preview",
+    "start_remeasure",
     "stop_run",
     "take_notice",
     "take_plan",
     "train_defaults",
+    "trained_of",
+    "trained_run",
     "troubles",
     "units_of",
     "upload",

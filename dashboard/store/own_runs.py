@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import core
@@ -51,6 +53,38 @@ def preview_of(run: RunView) -> PlanPreview | None:
     if not path.is_file():
         return None
     return PlanPreview.model_validate_json(path.read_bytes())
+
+
+def trained_of(run: RunView) -> dict[str, Path]:
+    """Return arm to the file of its trained weights, of the arms whose weights a run kept."""
+    folder = run.folder / "weights"
+    try:
+        record = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))["record"]
+        arms = [str(arm) for arm in record["arms"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    # The names of files are the core's, which may leave out letters of an arm's name.
+    from core.pipeline.trial import trained_files
+
+    files = {arm: folder / name for arm, name in trained_files(arms).items()}
+    return {arm: path for arm, path in files.items() if path.is_file()}
+
+
+def trained_run() -> RunView | None:
+    """Return the newest fine-tune of the present choice that kept weights, or None."""
+    wanted = current().choice.model_dump(mode="json")
+    for run in all_runs("finetune"):
+        if not run.live and run.facts.get("choice") == wanted and trained_of(run):
+            return run
+    return None
+
+
+def remeasured(run: RunView, arm: str) -> RunView | None:
+    """Return the newest measurement of what a fine-tune made of an arm, or None."""
+    for again in all_runs("after"):
+        if again.facts.get("of") == run.id and again.facts.get("arm") == arm:
+            return again
+    return None
 
 
 def attribution_of(run: RunView) -> tuple[Attribution, Mapping[str, np.ndarray]] | None:

@@ -31,7 +31,7 @@ from dashboard.words import sentence
 
 log = logging.getLogger("limber.runs")
 
-RunKind = Literal["measure", "finetune", "apply", "plan", "preview", "attribute"]
+RunKind = Literal["measure", "finetune", "apply", "plan", "preview", "attribute", "after"]
 RunState = Literal["queued", "running", "stopping", "done", "stopped", "failed"]
 LIVE: frozenset[str] = frozenset({"queued", "running", "stopping"})
 RUN_ID = re.compile(r"[a-z]{3,10}-[0-9]{8}-[0-9]{6}-[0-9a-f]{4,16}")

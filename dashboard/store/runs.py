@@ -63,6 +63,7 @@ Lane = Literal["device", "light"]
 LANES: Mapping[RunKind, Lane] = {
     "measure": "device",
     "finetune": "device",
+    "after": "device",
     "plan": "light",
     "preview": "light",
     "attribute": "light",

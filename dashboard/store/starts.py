@@ -10,7 +10,7 @@ import core
 from core.records import DataOutline, ModelOutline, ReinitPlan
 from dashboard.store import runs
 from dashboard.store.measurements import is_stale, latest_diagnosis
-from dashboard.store.own_runs import all_runs
+from dashboard.store.own_runs import all_runs, trained_of
 from dashboard.store.runs import RunKind, RunView
 from dashboard.store.session import current
 from dashboard.store.values import (
@@ -91,6 +91,8 @@ def start_finetune(options: TrainOptions, plan: ReinitPlan) -> str:
         arguments += ["--plan", _write_plan(plan, folder)]
         if options.random_control:
             arguments.append("--random-control")
+        if options.keep_weights:
+            arguments.append("--keep-weights")
         arguments += _flags(numbers)
         arguments += ["--seeds", ",".join(map(str, options.seeds)), "--device", options.device]
         return [*arguments, "--out", str(folder), *_worker_files(folder)]
@@ -158,18 +160,26 @@ class AttributeWish:
     Attributes:
         layer: Which.
         method: Key of a method, or "auto".
-        plan: Also after this plan; None for the network as it is alone.
+        plan: Also after this plan; None leaves it out.
+        trained: Files of trained weights, each another state.
     """
 
     layer: str
     method: str
     plan: ReinitPlan | None
+    trained: tuple[Path, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
         """What a run that shows it was started with."""
         plan = "" if self.plan is None else core.plan_json(self.plan)
-        return {"layer": self.layer, "method": self.method, "plan_json": plan}
+        trained = [str(path) for path in self.trained]
+        return {
+            "layer": self.layer,
+            "method": self.method,
+            "plan_json": plan,
+            "trained": trained,
+        }
 
 
 def attribute_run(wish: AttributeWish) -> RunView | None:
@@ -191,12 +201,34 @@ def start_attribute(wish: AttributeWish) -> str:
         arguments += ["--layer", wish.layer, "--method", wish.method]
         if wish.plan is not None:
             arguments += ["--plan", _write_plan(wish.plan, folder)]
+        for path in wish.trained:
+            arguments += ["--trained", str(path)]
         if options.image_size:
             arguments += ["--image-size", str(options.image_size)]
-        arguments += ["--device", options.device, "--out", str(folder / "attribution.json")]
+        # The features need no trained head, so all states can be compared.
+        arguments += ["--target", "features", "--device", options.device]
+        arguments += ["--out", str(folder / "attribution.json")]
         return [*arguments, *_worker_files(folder)]
 
     return _start("attribute", argv, wish.facts)
+
+
+def start_remeasure(run: RunView, arm: str) -> str:
+    """Put a measurement of what a fine-tune made of an arm into the queue."""
+    space = current()
+    choice, options = space.choice, space.measure_options
+    checkpoint = trained_of(run)[arm]
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["measure", "--model", choice.model, "--checkpoint", str(checkpoint)]
+        arguments += ["--data", choice.data, "--device", options.device]
+        numbers = {"--samples": options.samples, "--seed": options.seed}
+        if options.image_size:
+            numbers["--image-size"] = options.image_size
+        arguments += _flags(numbers)
+        return [*arguments, "--out", str(folder / "diagnosis.json"), *_worker_files(folder)]
+
+    return _start("after", argv, {"of": run.id, "arm": arm})
 
 
 def _start(kind: RunKind, argv: Callable[[Path], list[str]], facts: Mapping[str, object]) -> str:

@@ -91,6 +91,7 @@ class TrainOptions(_Value):
     val_images: int
     device: str = "auto"
     random_control: bool = True
+    keep_weights: bool = True
 
 
 class Picks(_Value):

@@ -69,6 +69,12 @@ def _form(space: store.Workspace, outline: ModelOutline) -> None:
         key="train_random_control",
         help=words.RANDOM_CONTROL_HELP,
     )
+    keep_weights = st.checkbox(
+        "Keep the trained weights",
+        kept.keep_weights,
+        key="train_keep_weights",
+        help=words.KEEP_WEIGHTS_HELP,
+    )
     size = store.pick_size(outline)
     touched = words.touch_sentence(size.layers, size.tensors, size.parameters, size.total)
     st.text(words.clean(f"{space.picks.name}: {touched}"))
@@ -80,6 +86,7 @@ def _form(space: store.Workspace, outline: ModelOutline) -> None:
             seeds=_seeds(seeds),
             device=device,
             random_control=random_control,
+            keep_weights=keep_weights,
         )
     with frame.showing_errors():
         frame.warn_of_other_images(store.present_plan(outline))
