@@ -18,10 +18,12 @@ from tests.pages import PAGES
 
 WINDOWS = ((1440, 900), (390, 844))
 STEPS = PAGES
-README = ("look", "watch", "layer")
+README = ("look", "layer", "unit", "carries", "export")
 # A layer that feeds an activation, for the picture of its saturation.
 LAYER_COLUMN = 36
-COLOURS = 96
+# A palette would lose the pale ends of the diverging scale.
+QUALITY = 78
+WIDTH = 1200
 
 
 def _work(page: Page) -> str:
@@ -90,12 +92,26 @@ def main() -> None:
                         journey.click_cell(page, column=LAYER_COLUMN, row=2)
                         _drawn(page)
                         page.screenshot(path=options.out / f"layer_{width}_{theme}.png")
+                        journey.fill(page, "Unit", "7")
+                        page.get_by_text("Drive it least").scroll_into_view_if_needed()
+                        _drawn(page)
+                        page.screenshot(path=options.out / f"unit_{width}_{theme}.png")
+                        page.get_by_role("tab", name="Carries").click()
+                        start = page.get_by_role("button", name="Look what it carries")
+                        if start.count():
+                            start.click()
+                        expect(page.get_by_text("After your plan", exact=True)).to_be_visible(
+                            timeout=journey.PATIENCE_MS
+                        )
+                        page.get_by_text("Orange pushes").scroll_into_view_if_needed()
+                        _drawn(page)
+                        page.screenshot(path=options.out / f"carries_{width}_{theme}.png")
     if options.readme:
         options.readme.mkdir(parents=True, exist_ok=True)
         for step in README:
             picture = Image.open(options.out / f"{step}_1440_light.png").convert("RGB")
-            small = picture.quantize(COLOURS, dither=Image.Dither.NONE)
-            small.save(options.readme / f"{step}.png", optimize=True)
+            small = picture.resize((WIDTH, picture.height * WIDTH // picture.width))
+            small.save(options.readme / f"{step}.webp", quality=QUALITY, method=6)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import pytest
 import core
 from core.records import ArmCurve, StepRecord
 from core.trial.verdict import UNTOUCHED
-from dashboard import charts
+from dashboard import charts, words
 from dashboard.charts.axes import picked_columns
 from dashboard.charts.curves import arm_styles
+from tests.pages import ROOT
+
+BEFORE = ROOT / "tests" / "written_before"
 
 
 def curve(arm: str, seed: int, accuracies: list[float | None]) -> ArmCurve:
@@ -114,3 +117,28 @@ def test_many_units_share_columns_that_show_the_stiffest() -> None:
     assert "units 2 to 3" in texts[1]
     assert texts[1].endswith(": 1")
     assert texts[2].endswith(": 0")
+
+
+def test_a_folded_stage_is_a_column_that_shows_its_stiffest_layer() -> None:
+    diagnosis = core.read_diagnosis(BEFORE / "diagnosis.json")
+    infos = [info for info in core.list_metrics() if info.name in words.MAIN_METRICS]
+    stage = charts.stages(diagnosis)[0]
+    members = [layer for layer in diagnosis.layers if layer.stage == stage]
+
+    shown = charts.folded(diagnosis, {stage}, infos)
+
+    assert len(shown.layers) == len(diagnosis.layers) - len(members) + 1
+    summary = shown.layer(f"{charts.FOLDED}{stage}")
+    assert summary is not None
+    assert summary.parameters == sum(member.parameters for member in members)
+    for info in infos:
+        values = [
+            value
+            for member in members
+            if info.name in member.metrics
+            and (value := member.metrics[info.name].value) is not None
+        ]
+        if values:
+            worst = min(values) if info.bad == "low" else max(values)
+            assert summary.metrics[info.name].value == worst
+    assert charts.folded(diagnosis, (), infos) == diagnosis

@@ -7,7 +7,7 @@ import ast
 import pytest
 
 import core
-from dashboard import plot, store
+from dashboard import charts, plot, store
 from dashboard.parts import strip
 from tests.pages import PICKED, ROOT, assert_well, open_app, shown, space
 
@@ -51,6 +51,26 @@ def test_shift_and_a_box_pick_wherever_they_are(
     open_app()
 
     assert after(monkeypatch, event(**how)) == how.get("names", PICKED[:1])
+
+
+def test_a_folded_stage_unfolds_at_a_click_and_is_never_picked() -> None:
+    app = open_app()
+    stage = app.multiselect(key="strip_fold").options[0]
+
+    app.multiselect(key="strip_fold").set_value([stage]).run()
+
+    assert_well(app)
+    assert app.session_state["strip_fold"] == [stage]
+    assert space().picks.layers == ()
+
+
+def test_a_box_over_a_folded_stage_picks_the_layers_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_app()
+
+    names = (f"{charts.FOLDED}blocks.1", *PICKED)
+    assert after(monkeypatch, event(kind="box", names=names)) == PICKED
 
 
 def test_search_opens_a_layer_and_its_neighbours_are_a_click_away() -> None:

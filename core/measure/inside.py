@@ -24,7 +24,7 @@ from core.reductions import FEWEST_EIGENVALUES, as_matrix, power_law_tail, singu
 Arrays = dict[str, np.ndarray]
 
 # Bins between the ends of what the first batch shows; the ends of flat parts come on top.
-BINS = 40
+BINS = 32
 # Share of values left out at each end of that range, and how many values it is taken from.
 OUTSIDE = 0.001
 RANGE_SAMPLE = 200_000

@@ -2,6 +2,7 @@
 
 from dashboard.charts.axes import heatmap_height
 from dashboard.charts.curves import Measure, arm_order, curve_figure, spark
+from dashboard.charts.folding import FOLDED, folded, stages
 from dashboard.charts.images import class_bars, intensity_bars
 from dashboard.charts.inside import (
     Spread,
@@ -20,6 +21,7 @@ from dashboard.charts.pictures import heat_picture, picture, signed_picture
 from dashboard.charts.units import UNIT_COLUMNS, unit_heatmap, weight_histogram
 
 __all__ = [
+    "FOLDED",
     "PLAN_ROW",
     "UNIT_COLUMNS",
     "HeatView",
@@ -31,6 +33,7 @@ __all__ = [
     "class_bars",
     "class_bars_of",
     "curve_figure",
+    "folded",
     "gradient_figure",
     "head_bars",
     "heat_picture",
@@ -45,6 +48,7 @@ __all__ = [
     "spark",
     "spectrum_figure",
     "spread_figure",
+    "stages",
     "unit_heatmap",
     "weight_histogram",
 ]

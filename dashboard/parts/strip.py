@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HEATMAP = "strip"
 OPENED = "opened_layer"
 SEARCH = "strip_layer"
+FOLD = "strip_fold"
 TOP = 10
 SEVERITY_ICONS = {
     "warning": ":material/warning:",
@@ -42,12 +43,14 @@ class View:
         infos: The rows.
         fade: Whether to fade what is noise.
         scale: "auto", "linear" or "log".
+        fold: Stages that are one column.
     """
 
     colour: charts.HeatView
     infos: list[MetricInfo]
     fade: bool
     scale: str
+    fold: tuple[str, ...]
 
 
 def findings(shown: Sequence[Finding], *, key: str, disabled: bool = False) -> None:
@@ -80,7 +83,8 @@ def strip(space: store.Workspace, diagnosis: Diagnosis, *, stale: bool) -> Delta
         The place for the open layer, next to the strip; None while no layer is open.
     """
     view = _controls(diagnosis)
-    names = [layer.name for layer in diagnosis.layers]
+    drawn = charts.folded(diagnosis, view.fold, view.infos) if view.fold else diagnosis
+    names = [layer.name for layer in drawn.layers]
     opened = opened_layer(diagnosis)
     # Always two columns: in another place on the page the browser would draw the strip anew.
     place, beside = st.columns(SHARES if opened is not None else CLOSED, gap="small")
@@ -89,7 +93,7 @@ def strip(space: store.Workspace, diagnosis: Diagnosis, *, stale: bool) -> Delta
         with _scrolling(len(names)):
             plot.plot(
                 charts.layer_heatmap(
-                    diagnosis,
+                    drawn,
                     view.infos,
                     view=view.colour,
                     fade=view.fade,
@@ -185,6 +189,14 @@ def _controls(diagnosis: Diagnosis) -> View:
                 help="How values and twin values spread over the colours. Ratios are always "
                 "logarithmic.",
             )
+            fold = st.multiselect(
+                "Fold stages",
+                charts.stages(diagnosis),
+                key=FOLD,
+                placeholder="none",
+                help="A folded stage is one column, which shows the stiffest of its layers. A "
+                "click on it unfolds it.",
+            )
             _top(diagnosis, layer_infos)
     chosen = {
         "main": [info for info in layer_infos if info.name in words.MAIN_METRICS],
@@ -192,7 +204,7 @@ def _controls(diagnosis: Diagnosis) -> View:
     }.get(rows or "main", [info for info in layer_infos if info.family == rows])
     # A row without a figure for this network would be hatched from end to end.
     filled = [info for info in chosen if _anywhere(diagnosis, info)]
-    return View(colour or "ratio", filled or chosen, fade and colour == "ratio", scale)
+    return View(colour or "ratio", filled or chosen, fade and colour == "ratio", scale, tuple(fold))
 
 
 def _top(diagnosis: Diagnosis, infos: Sequence[MetricInfo]) -> None:
@@ -260,6 +272,13 @@ def _on_cells() -> None:
     event = plot.read_event(HEATMAP)
     if event is None:
         return
+    unfolded = [
+        name.removeprefix(charts.FOLDED) for name in event.names if name.startswith(charts.FOLDED)
+    ]
+    if event.kind == "click" and unfolded:
+        kept = [stage for stage in st.session_state.get(FOLD, []) if stage not in unfolded]
+        st.session_state[FOLD] = kept
+        return
     space = store.current()
     stored = store.latest_diagnosis()
     layers = space.picks.layers
@@ -271,7 +290,8 @@ def _on_cells() -> None:
     if stored is not None and store.is_stale(stored.diagnosis, space.choice):
         st.toast("This was measured before you changed the network or the images. Measure again.")
         return
-    new = [name for name in event.names if name not in layers]
+    named = [name for name in event.names if not name.startswith(charts.FOLDED)]
+    new = [name for name in named if name not in layers]
     if event.kind == "click" and not new:
         frame.set_layers(name for name in layers if name not in event.names)
     else:

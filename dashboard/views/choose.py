@@ -20,17 +20,18 @@ INTENSITIES_PX = 240
 def page() -> None:
     """Draw the page."""
     space = store.current()
+    st.subheader("Which network, and which images?")
     with st.spinner("Starting", show_time=True):
         store.model_entries()
         store.dataset_entries()
     left, right = st.columns(2, gap="large")
     with left:
-        st.subheader("Network")
+        st.markdown("#### Network")
         _network(space)
     with right:
-        st.subheader("Images")
+        st.markdown("#### Images")
         _images(space)
-    st.subheader("What the network sees")
+    st.markdown("#### What the network sees")
     _preview(space)
 
 

@@ -26,6 +26,7 @@ JSON_PX = 360
 def page() -> None:
     """Draw the page."""
     space = store.current()
+    st.subheader("How do I take it along?")
     with st.spinner("Loading the network", show_time=True):
         outline = store.model_outline(space.choice)
     if space.picks.layers:

@@ -25,6 +25,7 @@ RUN_KEY = "watched_run"
 def page() -> None:
     """Draw the page."""
     space = store.current()
+    st.subheader("Does the reset help?")
     live = store.live_run("finetune")
     past = store.all_runs("finetune")
     if not space.picks.layers and not past:
