@@ -434,7 +434,10 @@ def against_twin(ratio: Ratio, twin: float | None) -> str:
 
 def dots(view: str) -> str:
     """Return the legend of a heatmap's dots; empty in the views that have none."""
-    legend = "Dot: measured, but no ratio, mostly because the fresh twin's value is 0. "
+    legend = (
+        "Dot: measured, but no ratio, mostly because the fresh twin's value is 0; the larger the "
+        "figure, the larger the dot. "
+    )
     return legend if view == "ratio" else ""
 
 
@@ -601,6 +604,11 @@ def plan_words(plan: ReinitPlan, title: str, touched: int, total: int) -> str:
         f"values by the scheme {', '.join(schemes) or NO_VALUE} with seed "
         f"{', '.join(map(str, seeds)) or NO_VALUE}.",
     ]
+    if plan.model.head == "new":
+        lines.append(
+            f"The head is new, whatever came with the weights: "
+            f"{count(plan.model.classes, 'class', 'classes')}, random, seed {plan.model.head_seed}."
+        )
     if buffers:
         lines.append(
             f"Also reset {count(buffers, 'buffer')}: running statistics that described the old "

@@ -103,7 +103,7 @@ def main() -> None:
                         expect(page.get_by_text("After your plan", exact=True)).to_be_visible(
                             timeout=journey.PATIENCE_MS
                         )
-                        page.get_by_text("Orange pushes").scroll_into_view_if_needed()
+                        page.get_by_text("Orange adds").scroll_into_view_if_needed()
                         _drawn(page)
                         page.screenshot(path=options.out / f"carries_{width}_{theme}.png")
     if options.readme:

@@ -41,9 +41,15 @@ def picked_columns(names: Sequence[str], picked: Sequence[str]) -> list[tuple[in
     return groups
 
 
-def row_label(title: str) -> str:
-    """Return a metric's title as a row is labelled: without its bracket, in short lines."""
-    plain = title.split(" (", maxsplit=1)[0]
+def row_label(title: str, bad: str | None = None) -> str:
+    """Return a metric's title as a row is labelled: without its bracket, in short lines.
+
+    Args:
+        title: Of the metric.
+        bad: Which end is stiff, "high" or "low": an arrow says it.
+    """
+    arrow = {"high": " \N{BLACK UP-POINTING TRIANGLE}", "low": " \N{BLACK DOWN-POINTING TRIANGLE}"}
+    plain = title.split(" (", maxsplit=1)[0] + arrow.get(bad or "", "")
     return "<br>".join(html.escape(line) for line in textwrap.wrap(plain, LABEL_CHARACTERS))
 
 

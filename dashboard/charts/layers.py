@@ -37,7 +37,9 @@ PLAN_ROW = "Your plan"
 # Characters of a line of hover text.
 HOVER_WIDTH = 56
 # Diameter of the mark "no ratio". It is a shape, because every colour belongs to the scale.
-MARK_PX = 5
+MARK_PX = 4
+# By how much the mark of the largest figure of its row is wider.
+MARK_GROWS_PX = 5
 UNRATIOED = ("twin-zero", "signs", "no-twin")
 
 
@@ -107,7 +109,9 @@ def layer_heatmap(
     ]
     figure.update_layout(
         **axis,
-        yaxis=metric_axis([f"<b>{PLAN_ROW}</b>", *(row_label(info.title) for info in infos)]),
+        yaxis=metric_axis(
+            [f"<b>{PLAN_ROW}</b>", *(row_label(info.title, info.bad) for info in infos)]
+        ),
         margin=HEATMAP_MARGIN,
     )
     if opened in names:
@@ -251,7 +255,11 @@ def _mark_no_ratio(
         x=columns,
         y=rows + 1,
         mode="markers",
-        marker={"symbol": "circle", "size": MARK_PX, "color": INK[dark]},
+        marker={
+            "symbol": "circle",
+            "size": _mark_sizes(layers, infos)[rows, columns],
+            "color": INK[dark],
+        },
         name=words.NO_RATIO if only_zero else words.NO_RATIO_MORE,
         showlegend=True,
         hoverinfo="skip",
@@ -267,6 +275,17 @@ def _mark_no_ratio(
             "itemdoubleclick": False,
         }
     )
+
+
+def _mark_sizes(layers: Sequence[LayerReport], infos: Sequence[MetricInfo]) -> np.ndarray:
+    """Return each mark's diameter, (rows, layers): the larger the figure in its row, the larger."""
+    sizes = np.full((len(infos), len(layers)), float(MARK_PX))
+    for row, info in enumerate(infos):
+        figures = np.abs(_figures(layers, info.name, twin=False))
+        largest = np.nanmax(figures, initial=0.0)
+        if largest > 0:
+            sizes[row] += MARK_GROWS_PX * np.nan_to_num(figures) / largest
+    return sizes
 
 
 def layer_strip(

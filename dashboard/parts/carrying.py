@@ -51,8 +51,9 @@ def carrying(space: store.Workspace, layer: LayerReport) -> None:
         after += ", and after the last fine-tune" if wanted.trained else ""
         st.markdown(
             words.escape(
-                "Shows on four images what this layer carries of the features that enter the "
-                f"head,{after}: on one scale. Nothing is trained or changed."
+                "Asks how much this layer does for the features that enter the head (half their "
+                f"squared norm), on four images:{after}. All on one scale; nothing is trained or "
+                "changed."
             )
         )
         st.caption("About 10 s to 1 min on a CPU; ablation is the slowest.")
@@ -111,6 +112,7 @@ def _maps(view: Attribution, arrays: Arrays) -> None:
         for place, pixels in enumerate(images):
             with st.container(width=PICTURE_PX, gap="xsmall"):
                 st.image(charts.picture(pixels), width=PICTURE_PX, alt=f"Image {place + 1:d}")
+                st.caption(words.escape(_class(view, place)))
     for state in view.states:
         st.markdown(f"**{words.escape(_title(state.name))}**")
         with st.container(horizontal=True, gap="small"):
@@ -123,8 +125,8 @@ def _maps(view: Attribution, arrays: Arrays) -> None:
                     )
     st.caption(
         words.escape(
-            f"Orange pushes the target up, violet down, to {words.figure(reach)} at the ends of "
-            "the scale, the same for all of these."
+            f"Orange adds to the target ({view.target_words}), violet takes away, up to "
+            f"{words.figure(reach)} at the ends of the scale, which is the same for all of these."
         )
     )
 
@@ -132,6 +134,12 @@ def _maps(view: Attribution, arrays: Arrays) -> None:
 def _title(state: str) -> str:
     """Return the words for a state of the network."""
     return STATES.get(state, f"Trained, {state}")
+
+
+def _class(view: Attribution, place: int) -> str:
+    classes = store.data_outline(store.current().choice).classes
+    label = view.labels[place]
+    return classes[label] if label < len(classes) else f"class {label}"
 
 
 def _units(view: Attribution, arrays: Arrays) -> None:
@@ -223,6 +231,6 @@ def _facts(view: Attribution) -> None:
             "target, of what these values predict for small changes of the layer's output."
         )
     elif view.why_no_infidelity:
-        lines.append(f"No infidelity: {view.why_no_infidelity}.")
+        lines.append(f"Captum's infidelity is not taken: {view.why_no_infidelity}.")
     lines.append(f"Formula: {method.formula}. Source: {method.source}.")
     st.caption("  \n".join(words.escape(line) for line in lines))

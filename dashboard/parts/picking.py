@@ -10,10 +10,12 @@ import pandas as pd
 import streamlit as st
 
 import core
+from core.errors import LimberError
 from core.records import Diagnosis, LayerInfo, LayerReport, ModelOutline, ParameterInfo, Pattern
 from dashboard import frame, store, words
 
 TABLE = "pick_table"
+REFUSED = "pattern_refused"
 # How many tables there have been, and which rows the present one has ticked.
 TICKED = "pick_table_ticked"
 TABLE_PX = 430
@@ -54,7 +56,11 @@ def pattern_row(outline: ModelOutline) -> None:
             width=190,
         )
         st.text_input(
-            "Pattern", key="pattern_text", placeholder="blocks.5*", width=280, help=words.GLOB_HELP
+            "Pattern",
+            key="pattern_text",
+            placeholder=f"{outline.layers[-1].stage}*",
+            width=280,
+            help=words.GLOB_HELP,
         )
         for action, help_text in (
             ("Add", "Add the layers that match."),
@@ -70,6 +76,8 @@ def pattern_row(outline: ModelOutline) -> None:
                 args=(outline, action),
                 help=help_text,
             )
+    if REFUSED in st.session_state:
+        st.error(words.escape(st.session_state.pop(REFUSED)))
 
 
 @store.act
@@ -79,7 +87,12 @@ def _by_pattern(outline: ModelOutline, action: str) -> None:
     if not text:
         store.notice("info", "Type a pattern first, for example blocks.5*.")
         return
-    names = core.match_layers(outline, text, syntax=syntax)
+    try:
+        names = core.match_layers(outline, text, syntax=syntax)
+    except LimberError as error:
+        # The top of the page may be out of sight.
+        st.session_state[REFUSED] = words.sentence(error)
+        return
     space = store.current()
     picks = space.picks
     pattern = Pattern(text=text, syntax=syntax)

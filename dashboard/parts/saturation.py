@@ -86,7 +86,7 @@ def _unit(units: int) -> int | None:
         max_value=units - 1,
         value=None,
         step=1,
-        placeholder=WHOLE,
+        placeholder=f"{WHOLE}, or 0 to {units - 1}",
         key=UNIT,
         width=220,
         help="Empty: the whole layer. A unit is a channel, or a feature of the tokens.",

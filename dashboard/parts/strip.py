@@ -117,9 +117,10 @@ def strip(space: store.Workspace, diagnosis: Diagnosis, *, stale: bool) -> Delta
 def _legend(view: View) -> str:
     faded = "Faded: these images cannot tell it from the fresh twin. " if view.fade else ""
     return (
-        f"Hatched: not applicable, or not measured. {words.dots(view.colour)}{faded}Click a cell "
-        f'to open its layer, or its place in the row "{charts.PLAN_ROW}" to pick it. Hold Shift or '
-        "drag a box to pick several."
+        "\N{BLACK UP-POINTING TRIANGLE} high is stiff, \N{BLACK DOWN-POINTING TRIANGLE} low is "
+        f"stiff. Hatched: not applicable, or not measured. {words.dots(view.colour)}{faded}Click a "
+        f'cell to open its layer, or its place in the row "{charts.PLAN_ROW}" to pick it. Hold '
+        "Shift or drag a box to pick several. Keys: Tab to the heatmap, arrows, Enter."
     )
 
 

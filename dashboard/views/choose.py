@@ -158,8 +158,14 @@ def _checkpoint(space: store.Workspace) -> None:
             help_text="A state dict is read with weights_only: no code is run.",
         )
         if st.button(
-            "Use this checkpoint", key="use_checkpoint", disabled=not name or not (path or file)
+            # Never greyed out: a field tells what it holds when it is left, which the click on a
+            # grey button would only do.
+            "Use this checkpoint",
+            key="use_checkpoint",
         ):
+            if not name or not (path or file):
+                st.error("Name the architecture, and give the checkpoint's path or upload it.")
+                return
             network = {"model": name.strip(), "weights": "pretrained"}
             if file:
                 uploading.take(
@@ -230,8 +236,11 @@ def _folder(space: store.Workspace) -> None:
             help="One folder per class, with its images in it. If they lie in folders named train "
             "and val, those are the splits.",
         )
-        if st.button("Use these images", key="use_folder", disabled=not path):
-            _use_data(space, path.strip())
+        if st.button("Use these images", key="use_folder"):
+            if path.strip():
+                _use_data(space, path.strip())
+            else:
+                st.error("Give the path of a folder, a zip or an npz first.")
 
 
 def _upload(space: store.Workspace) -> None:
@@ -263,8 +272,11 @@ def _torchvision_set(space: store.Workspace) -> None:
             key="data_root",
             help="What torchvision calls root. Nothing is downloaded.",
         )
-        if st.button("Use these images", key="use_set", disabled=not (name and root)):
-            _use_data(space, f"torchvision:{name}:{root.strip()}")
+        if st.button("Use these images", key="use_set"):
+            if name and root.strip():
+                _use_data(space, f"torchvision:{name}:{root.strip()}")
+            else:
+                st.error("Choose a data set, and give the folder that holds it.")
 
 
 def _use_data(space: store.Workspace, name: str) -> None:

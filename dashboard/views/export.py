@@ -94,7 +94,12 @@ def _weights(plan: ReinitPlan) -> None:
         if run is not None:
             frame.outcome(run)
         st.markdown(
-            "Makes a safetensors file with the plan applied; everything else stays as it was."
+            "Makes a safetensors file with the plan applied. "
+            + (
+                "The head is a new, random one for your classes; all else stays as it was."
+                if plan.model.head == "new"
+                else "All else stays as it was."
+            )
         )
         if st.button("Write the weights", key="apply_start"):
             with frame.showing_errors():

@@ -95,13 +95,15 @@ def _findings(diagnosis: Diagnosis, *, disabled: bool) -> None:
         )
         return
     strip.findings(found[:SHOWN_FINDINGS], key="findings", disabled=disabled)
-    if len(found) > SHOWN_FINDINGS:
-        with st.popover(
-            words.count(len(found) - SHOWN_FINDINGS, "more finding"),
-            type="tertiary",
-            icon=":material/expand_more:",
-        ):
-            strip.findings(found[SHOWN_FINDINGS:], key="findings_more", disabled=disabled)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if len(found) > SHOWN_FINDINGS:
+            with st.popover(
+                words.count(len(found) - SHOWN_FINDINGS, "more finding"),
+                type="tertiary",
+                icon=":material/expand_more:",
+            ):
+                strip.findings(found[SHOWN_FINDINGS:], key="findings_more", disabled=disabled)
+        st.caption("A click on a finding picks its layers, and only these.", width="content")
 
 
 def _plan(space: store.Workspace, diagnosis: Diagnosis | None) -> None:
