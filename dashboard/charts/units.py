@@ -74,7 +74,7 @@ def unit_heatmap(
     figure.update_layout(
         xaxis={
             "title": {"text": "unit" if by is None else "units, stiffest first"},
-            "showticklabels": by is None and widest <= UNIT_COLUMNS,
+            "showticklabels": by is None and order.size <= UNIT_COLUMNS,
             "showgrid": False,
             "zeroline": False,
         },

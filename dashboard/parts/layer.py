@@ -47,8 +47,18 @@ def panel(space: store.Workspace, stored: store.Stored, *, stale: bool) -> None:
 def _head(space: store.Workspace, diagnosis: Diagnosis, layer: LayerReport, *, stale: bool) -> None:
     names = [layer.name for layer in diagnosis.layers]
     here = names.index(layer.name)
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="xxsmall"):
         st.markdown(f"#### {words.escape(layer.name)}", width="stretch")
+        picked = layer.name in space.picks.layers
+        st.button(
+            "Picked" if picked else "Pick",
+            key="layer_pick",
+            icon=":material/check:" if picked else ":material/add:",
+            help="Take the layer out of your plan" if picked else "Put the layer into your plan",
+            on_click=_toggle,
+            args=(layer.name,),
+            disabled=stale,
+        )
         for icon, label, step in (("chevron_left", "Previous", -1), ("chevron_right", "Next", 1)):
             st.button(
                 "",
@@ -66,16 +76,7 @@ def _head(space: store.Workspace, diagnosis: Diagnosis, layer: LayerReport, *, s
             on_click=strip.show,
             args=(None,),
         )
-    st.text(words.clean(_layer_line(layer)))
-    picked = layer.name in space.picks.layers
-    st.button(
-        "Remove from the plan" if picked else "Add to the plan",
-        key="layer_pick",
-        icon=":material/remove:" if picked else ":material/add:",
-        on_click=_toggle,
-        args=(layer.name,),
-        disabled=stale,
-    )
+    st.caption(words.escape(_layer_line(layer)))
 
 
 def _weights(

@@ -18,7 +18,7 @@ PICTURE_PX = 64
 NOT_LOOKED = (
     "This measurement did not look inside the layers. Measure again to see distributions here."
 )
-WHOLE = "The whole layer"
+WHOLE = "All"
 UNIT = "layer_unit"
 
 
@@ -86,7 +86,7 @@ def _unit(units: int) -> int | None:
         max_value=units - 1,
         value=None,
         step=1,
-        placeholder=f"{WHOLE}, or 0 to {units - 1}",
+        placeholder=f"{WHOLE}, or 0-{units - 1}",
         key=UNIT,
         width=220,
         help="Empty: the whole layer. A unit is a channel, or a feature of the tokens.",
