@@ -32,6 +32,8 @@ RANGE_SAMPLE = 200_000
 EXTREMES = 3
 # Images whose attention is kept.
 ATTENTION_IMAGES = 4
+# Queries whose attention is computed at once.
+QUERIES_AT_ONCE = 128
 CURVE_POINTS = 201
 # Decades of the signed logarithmic axis of gradients, below the largest entry; bins a decade.
 DECADES = 6
@@ -98,14 +100,15 @@ class Inside:
     Attributes:
         classes: How many classes there are.
         seen: Layer name to what was collected of the activation that it feeds.
-        attention: Layer name to (images, heads, keys) float32.
+        attention: Layer name to the first query's attention, which is the class token's where
+            there is one, and the mean over queries; (images, heads, keys) float32 each.
         ranging: Whether ranges are being learnt, and nothing is counted yet.
     """
 
     classes: int
     layers: Sequence[str]
     seen: dict[str, Seen] = field(default_factory=dict)
-    attention: dict[str, Tensor] = field(default_factory=dict)
+    attention: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     ranging: bool = True
     _labels: Tensor = field(default_factory=lambda: torch.empty(0))
     _first: int = 0
@@ -165,8 +168,17 @@ class Inside:
         if entries != batch.rows or (attention.entries or entries) != entries:
             return
         few = min(ATTENTION_IMAGES, entries)
-        chosen = torch.arange(queries, device=self._labels.device).expand(entries, queries)
-        self.attention[name] = attention.first(few).weights_of(chosen[:few]).cpu()
+        some, device = attention.first(few), self._labels.device
+        total = torch.zeros((), device=device)
+        first = torch.empty(0)
+        # A part of the queries at a time: all weights of a large image are gigabytes.
+        for start in range(0, queries, QUERIES_AT_ONCE):
+            stop = min(queries, start + QUERIES_AT_ONCE)
+            chosen = torch.arange(start, stop, device=device).expand(few, stop - start)
+            weights = some.weights_of(chosen)
+            total = total + weights.sum(2)
+            first = weights[:, :, 0] if start == 0 else first
+        self.attention[name] = (first.cpu(), (total / queries).cpu())
 
     def commit(self) -> None:
         """Add what the pass that has just ended read."""
@@ -307,11 +319,8 @@ def inside_arrays(inside: Inside, *, twin: bool = False) -> dict[str, Arrays]:
                 arrays[name] |= _factor(seen.factor)
             if twin:
                 arrays[name] = {what: arrays[name][what] for what in ("counts", "by_class")}
-    for name, weights in () if twin else inside.attention.items():
-        more = {
-            "attention": weights[:, :, 0].half().numpy(),
-            "attention_mean": weights.mean(2).half().numpy(),
-        }
+    for name, (first, mean) in () if twin else inside.attention.items():
+        more = {"attention": first.half().numpy(), "attention_mean": mean.half().numpy()}
         arrays[name] = arrays.get(name, {}) | more
     return arrays
 
