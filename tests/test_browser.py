@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
+from core.cli import main as command_line
 from tests import journey
 from tests.browser import ROOT, ServedApp, open_page, serve_app
 from tests.pages import PAGES
@@ -429,6 +431,62 @@ def test_captum_shows_a_layer_before_and_after_the_plan(app: ServedApp) -> None:
         main = page.locator("[data-testid=stMain]")
         expect(main).to_contain_text("LayerGradCam of Captum")
         expect(main).to_contain_text("half the squared norm of the features")
+
+
+VIT = {"model": "vit_small_patch14_dinov2", "weights": "pretrained", "data": "bloodmnist"}
+
+
+@pytest.fixture(scope="module")
+def vit(app: ServedApp, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a workspace in which the embedded ViT is measured, from inside as well."""
+    out = tmp_path_factory.mktemp("vit") / "diagnosis.json"
+    arguments = ["measure", "--model", VIT["model"], "--data", VIT["data"], "--inside"]
+    arguments += ["--samples", "8", "--batch-size", "4", "--image-size", "98", "--device", "cpu"]
+    assert command_line([*arguments, "--out", str(out)]) == 0
+    folder = app.home / "workspaces" / "00000000000000aa"
+    run = folder / "runs" / "measure-20261123-010000-aaaa"
+    shutil.copytree(out.parent, run)
+    (folder / "workspace.json").write_text(json.dumps({"version": 1, "choice": VIT}))
+    choice = {**VIT, "checkpoint": None}
+    record = {"id": run.name, "kind": "measure", "state": "done", "created": 1.0, "started": 1.0}
+    record |= {"ended": 2.0, "message": None, "argv": [], "pid": None, "facts": {"choice": choice}}
+    (run / "run.json").write_text(json.dumps(record))
+    return f"{app.url}/?w={folder.name}"
+
+
+def _find(page: Page, layer: str) -> None:
+    box = page.get_by_role("combobox", name="Layer").first
+    box.click()
+    box.fill(layer)
+    page.get_by_role("option", name=layer, exact=True).first.click()
+    journey.settled(page)
+    expect(page.get_by_role("heading", name=layer, exact=True)).to_be_visible()
+
+
+@pytest.mark.timeout(900)
+def test_a_vit_shows_saturation_attention_and_what_tokens_carry(vit: str) -> None:
+    with open_page(vit) as page:
+        expect(_sidebar(page)).to_contain_text("DINOv2", timeout=journey.PATIENCE_MS)
+        journey.heatmap(page)
+        journey.settled(page)
+        main = page.locator("[data-testid=stMain]")
+
+        _find(page, "blocks.5.mlp.fc1")
+        expect(main).to_contain_text("of the inputs of gelu lie where")
+        journey.click_cell(page, column=40, plan=True)
+        expect(_sidebar(page)).to_contain_text("1 layer,")
+
+        page.get_by_role("tab", name="Carries").click()
+        page.get_by_role("button", name="Look what it carries").click()
+        expect(main).to_contain_text("LayerConductance of Captum", timeout=journey.PATIENCE_MS)
+        expect(page.get_by_text("After your plan", exact=True)).to_be_visible()
+
+        _find(page, "blocks.5.attn.qkv")
+        page.get_by_role("tab", name="Attention").click()
+        expect(page.get_by_label(re.compile("Attention entropy of each head"))).to_be_visible()
+        page.get_by_text("All tokens", exact=True).click()
+        journey.settled(page)
+        expect(main).to_contain_text("attention, brightest where most")
 
 
 # Streamlit's own, reported by axe-core and not ours to mend.
