@@ -373,20 +373,27 @@ def test_a_plan_with_what_no_plan_has_is_refused(
 def test_twenty_thousand_names_take_no_longer_each_than_two_thousand(
     plan: dict[str, Any], tmp_path: Path
 ) -> None:
+    import gc
     import time
 
     took = []
+    # A collection over all that the tests hold would count as reading.
+    gc.disable()
     for count in (2_000, 20_000):
         names = [f"layer.{i}" for i in range(count)]
         rates = [{"layer": name, "factor": 1.0} for name in names]
         content = plan | {"freeze": names, "learning_rates": rates}
         text = json.dumps(content)
-        begun = time.process_time()
-        assert len(read_plan(text).freeze) == count
-        took.append(time.process_time() - begun)
+        tries = []
+        for _ in range(3):
+            begun = time.process_time()
+            assert len(read_plan(text).freeze) == count
+            tries.append(time.process_time() - begun)
+        took.append(min(tries))
+    gc.enable()
 
-    # Ten times the names took a hundred times as long: 7 s.
-    assert took[1] < 40 * took[0] + 0.1
+    # Ten times the names once took a hundred times as long: 7 s after 0.07 s.
+    assert took[1] < 60 * took[0] + 0.5
 
 
 @pytest.mark.parametrize(
