@@ -38,6 +38,7 @@ class Remedy(StrEnum):
     LIST_SCHEMES = "list-schemes"
     LIST_LAYERS = "list-layers"
     OTHER_METHOD = "choose-another-method"
+    OTHER_LAYER = "choose-another-layer"
     LOOK_INSIDE = "measure-and-look-inside"
     LAYERS_OR_UNITS = "give-layers-or-units"
     GIVE_OPTION = "give-the-option"

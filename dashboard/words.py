@@ -289,6 +289,7 @@ WAYS: Mapping[Remedy, str] = {
     Remedy.LIST_SCHEMES: 'Choose one in the field "Scheme".',
     Remedy.LIST_LAYERS: 'See the names in the field "Layer".',
     Remedy.OTHER_METHOD: 'Choose another "Method".',
+    Remedy.OTHER_LAYER: "Open another layer.",
     Remedy.LOOK_INSIDE: 'Press "Measure again".',
     Remedy.LAYERS_OR_UNITS: (
         'Pick whole layers in the table under "Your plan", or units by a rule under "Choose by a '

@@ -18,7 +18,14 @@ from captum.attr import (
 from torch import Tensor, nn
 
 import core
-from core.attribution import attributed, class_target, explaining, features_target
+from core.attribution import (
+    ablated,
+    attributed,
+    block_loss,
+    class_target,
+    explaining,
+    features_target,
+)
 from core.catalogue.attributions import METHODS, method_named
 from core.cli import main as run
 from core.errors import LimberError, OptionError, PlanError, Stopped
@@ -210,12 +217,17 @@ def test_the_network_is_left_as_it_was_also_after_an_error() -> None:
     ("change", "says"),
     [
         ({"layer": "nothing"}, "no layer"),
-        ({"layer": "classifier", "method": "gradcam"}, "channels and two axes"),
+        ({"layer": "classifier", "method": "gradcam"}, "is the head"),
+        ({"layer": "classifier", "method": "gradcam", "target": "class"}, "channels and two axes"),
     ],
 )
 def test_what_does_not_apply_is_a_sentence(change: dict[str, str], says: str) -> None:
     settings = AttributeSettings(
-        method=change.get("method", "auto"), images=2, image_size=64, device="cpu"
+        method=change.get("method", "auto"),
+        target=change.get("target"),  # type: ignore[arg-type]
+        images=2,
+        image_size=64,
+        device="cpu",
     )
 
     with pytest.raises(LimberError, match=says):
@@ -286,3 +298,104 @@ def test_every_method_has_its_words() -> None:
     for method in METHODS:
         assert all((method.title, method.reads, method.formula, method.applies_to, method.source))
         assert method_named(method.name) is method
+
+
+class _Sum(nn.Module):
+    """A linear network whose residual sum is written into what its layer gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(12, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        h = self.a(x)
+        h += 10 * x
+        out: Tensor = self.head(h)
+        return out
+
+
+def summed() -> tuple[_Sum, Tensor, Tensor, Tensor]:
+    """The network, inputs, labels, and what its layer adds to each image's own class."""
+    torch.manual_seed(0)
+    net, x, labels = _Sum().eval(), torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        moved = net.a(x.flatten(1)) - net.a(torch.zeros(4, 12))
+        return net, x, labels, moved * net.head.weight[labels]
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "conductance"])
+def test_a_sum_written_into_the_output_does_not_reach_the_values(method: str) -> None:
+    net, x, labels, expected = summed()
+
+    with explaining(net) as own:
+        found = attributed(own, own.a, x, class_target(own, labels), method, steps=16)
+
+    # Conductance takes differences between points that end short of both ends of the path.
+    near = 1e-4 if method == "integrated-gradients" else 1e-2
+    torch.testing.assert_close(found.values, expected, atol=near, rtol=near)
+
+
+def test_an_ablation_takes_out_the_layer_alone() -> None:
+    net, x, labels, _ = summed()
+
+    with explaining(net) as own:
+        lost = ablated(own.a, x, class_target(own, labels), shape=(4, 12), axis=1, group=1)
+
+    expected = (net.a(x.flatten(1)) * net.head.weight[labels]).detach()
+    torch.testing.assert_close(lost, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_infidelity_of_a_linear_target_is_0() -> None:
+    net, x, labels, _ = summed()
+
+    with explaining(net) as own:
+        target = class_target(own, labels)
+        found = attributed(own, own.a, x, target, "integrated-gradients", steps=16)
+
+    assert found.infidelity == pytest.approx(0, abs=1e-6)
+    assert found.sigma is not None
+    assert found.sigma > 0
+
+
+def test_a_residual_block_gives_its_input_where_it_is_taken_out() -> None:
+    net, x, labels, _ = summed()
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.branch(x)
+
+    whole = nn.Sequential(nn.Flatten(), Block(), net.a, net.head).eval()
+    with explaining(whole) as own:
+        target = class_target(own, labels)
+        lost, stood_in = block_loss(own, own[1], x, target)
+        plain, zero = block_loss(own, own[2], x, target)
+
+    with torch.no_grad():
+        flat = x.flatten(1)
+        full = net.head(net.a(whole[1](flat)))
+        expected = (full - net.head(net.a(flat))).gather(1, labels[:, None])[:, 0]
+        nothing = (full - net.head(torch.zeros(4, 12))).gather(1, labels[:, None])[:, 0]
+    assert (stood_in, zero) == ("input", "zero")
+    torch.testing.assert_close(lost, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain, nothing, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["drop", "flatten", "nan"])
+def test_arrays_that_are_not_the_records_are_refused(tmp_path: Path, damage: str) -> None:
+    attribution, arrays = looked("tf_efficientnet_lite0", "gradcam")
+    if damage == "drop":
+        arrays = {key: value for key, value in arrays.items() if key != "pretrained/units"}
+    elif damage == "flatten":
+        arrays = arrays | {"pretrained/maps": arrays["pretrained/maps"].ravel()}
+    else:
+        arrays = arrays | {"pretrained/units": arrays["pretrained/units"] * np.nan}
+    core.write_attribution(attribution, arrays, tmp_path / "a.json")
+
+    with pytest.raises(OptionError, match="cannot be read as an attribution"):
+        core.read_attribution(tmp_path / "a.json")

@@ -403,6 +403,9 @@ def test_an_error_of_ours_shows_itself(tmp_path: Path, monkeypatch: pytest.Monke
     assert events_of(events)[-1]["message"] == "An error of ours: ZeroDivisionError: a defect"
 
 
+EMBEDDED = Path("assets/weights/tf_efficientnet_lite0.fp16.safetensors").resolve()
+
+
 # Good input
 
 
@@ -434,6 +437,36 @@ def test_a_measurement_is_written_with_its_companion(
     assert rows[-1]["event"] == "done"
     shares = [row["done"] / row["total"] for row in rows if row["event"] == "progress"]
     assert max(shares) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["units", "inside"])
+def test_no_companion_of_a_measurement_takes_the_place_of_a_checkpoint(
+    command: Callable[..., Answer], tmp_path: Path, kind: str
+) -> None:
+    start = tmp_path / f"d.{kind}.safetensors"
+    start.write_bytes(EMBEDDED.read_bytes())
+
+    code, said, err = command(
+        *("measure", "--model", "tf_efficientnet_lite0", "--checkpoint", start),
+        *("--data", "bloodmnist", "--samples", 2, "--image-size", 32, "--inside"),
+        *("--out", tmp_path / "d.json"),
+    )
+
+    assert (code, said) == (2, "")
+    assert "would overwrite" in err
+    assert start.read_bytes() == EMBEDDED.read_bytes()
+
+
+def test_a_link_beside_the_result_is_refused_before_anything_is_measured(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    (tmp_path / "d.inside.safetensors").symlink_to(tmp_path / "elsewhere")
+
+    code, _, err = command(*MEASURE[:-1], tmp_path / "d.json", "--inside")
+
+    assert code == 2
+    assert "is a link" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["d.inside.safetensors"]
 
 
 def test_a_network_that_overflows_has_reasons_for_figures_and_says_so(

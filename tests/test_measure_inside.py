@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import core
 from core.errors import OptionError
 from core.measure import Measured, figures_of, gauging
+from core.measure import inside as inside_module
 from core.measure.inside import (
     Inside,
     gradient_arrays,
@@ -258,3 +259,12 @@ def test_what_nobody_looked_at_says_how_to_look(tmp_path: Any) -> None:
 
     with pytest.raises(OptionError, match="did not look inside"):
         core.read_inside(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(("rows", "units"), [(12544 * 16, 32), (3136 * 32, 144), (7, 5)])
+def test_a_range_is_learnt_from_every_unit(rows: int, units: int) -> None:
+    z = torch.arange(units).expand(rows, units).contiguous()
+
+    some = inside_module._sampled(z)
+
+    assert len(some.unique()) == units

@@ -14,6 +14,7 @@ from core.errors import ModelError
 from core.load import build_module, head_names, resolve_model
 from core.measure import measure_network
 from core.network.activations import FUNCTIONS, Activation, derivative
+from core.network.attention import attention_of
 from core.network.outline import example_input, stage_of
 from core.network.trace import OtherPassError, Site, first_tensor, traced, traced_forward
 from tests.reference import (
@@ -693,3 +694,35 @@ def test_a_pass_that_ends_early_or_goes_on_is_refused() -> None:
             module.times = times
             with pytest.raises(OtherPassError), tracing.kept(), tracing.forward():
                 module(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("place", [1, 2])
+@pytest.mark.parametrize("fused", [True, False])
+def test_heads_are_counted_where_windows_stand_between(place: int, fused: bool) -> None:
+    heads, windows = 3, 4
+    lead = [2, windows]
+    lead.insert(place, heads)
+    query, key = torch.randn(*lead, 6, 8), torch.randn(*lead, 6, 8)
+    scores = (query @ key.transpose(-2, -1)) * 8**-0.5
+    if fused:
+        found = attention_of(
+            F.scaled_dot_product_attention, (query, key, key), {}, None, heads=heads
+        )
+    else:
+        found = attention_of(torch.softmax, (scores, -1), {}, scores.softmax(-1), heads=heads)
+
+    assert found is not None
+    assert found.shape == (2 * windows, heads, 6, 6)
+    assert found.heads_apart
+    chosen = torch.zeros(2 * windows, 1, dtype=torch.long)
+    expected = scores.softmax(-1).movedim(place, 2).flatten(0, 1)[:, :, :1]
+    torch.testing.assert_close(found.weights_of(chosen), expected)
+
+
+def test_heads_that_share_an_axis_with_images_are_not_told_apart() -> None:
+    scores = torch.randn(2 * 8, 4, 6, 6)
+
+    found = attention_of(torch.softmax, (scores, -1), {}, scores.softmax(-1), heads=8)
+
+    assert found is not None
+    assert not found.heads_apart

@@ -64,15 +64,46 @@ def test_a_view_says_method_target_cost_and_n(method: str) -> None:
     assert info.source in said
 
 
-def test_the_marks_are_the_units_that_the_plan_resets() -> None:
-    outline = core.outline_model(core.resolve_model("tf_efficientnet_lite0"), classes=8)
-    plan = core.make_plan(outline, [LAYER])
+def test_bars_by_block_say_what_stood_in_and_what_the_plan_resets() -> None:
+    spec, data = core.resolve_model("tf_efficientnet_lite0"), core.resolve_data("bloodmnist")
+    settings = core.AttributeSettings(images=2, image_size=32, device="cpu")
+    folder = put_run(
+        "attribute",
+        facts={"layer": "blocks", "method": "ablation", "plan_json": "", "trained": []},
+    )
+    plan = core.make_plan(core.outline_model(spec, classes=8), [LAYER])
+    attribution, arrays = core.attribute(spec, data, "blocks", settings, plan=plan)
+    core.write_attribution(attribution, arrays, folder / "attribution.json")
+    app = open_app()
+    app.selectbox(key="strip_layer").set_value(LAYER).run()
 
-    assert carrying._reset(plan, LAYER, 4, 2) == [True] * 4
-    assert carrying._reset(plan, "conv_stem", 4, 2) == [False] * 4
-    assert carrying._reset(None, LAYER, 4, 2) == [False] * 4
+    app.selectbox(key="carrying_method").set_value("blocks").run()
+
+    assert_well(app)
+    assert attribution.reset is not None
+    assert [share > 0 for share in attribution.reset].count(True) == 1
+    said = shown(app).replace("\\", "")
+    assert f"resets 1 block of {len(attribution.names)}" in said
+    assert "residual blocks gave the input" in said
+
+
+def test_groups_of_units_are_named() -> None:
     assert carrying._group(3, 1) == "unit 3"
     assert carrying._group(3, 4) == "units 12 to 15"
+
+
+def test_a_damaged_view_is_a_sentence_and_the_plan_stays() -> None:
+    folder = put_run(
+        "attribute", facts={"layer": LAYER, "method": "auto", "plan_json": "", "trained": []}
+    )
+    (folder / "attribution.json").write_text('{"a":', encoding="utf-8")
+    app = open_app()
+
+    app.selectbox(key="strip_layer").set_value(LAYER).run()
+
+    assert_well(app)
+    assert "cannot be read as an attribution" in shown(app)
+    assert app.button(key="carrying_start")
 
 
 def test_another_plan_asks_for_another_look() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import lzma
+import zipfile
+from pathlib import Path
+
 import pytest
 
 import core
 from dashboard import store
 from dashboard.store import example
 from dashboard.store.runs import RunQueue
-from tests.pages import WAIT_FOR_STOP, assert_well, open_app, space, wait_until
+from tests.pages import WAIT_FOR_STOP, assert_well, open_app, put_run, shown, space, wait_until
 
 pytestmark = pytest.mark.usefixtures("fresh_queue")
 
@@ -61,3 +65,47 @@ def test_other_code_measures_the_example_anew_without_being_asked(
     assert len(fresh_queue.live()) == 1
     app.button(key="stop_measure").click().run()
     wait_until(lambda: not fresh_queue.live())
+
+
+def test_a_damaged_archive_is_left_alone_and_the_page_measures(
+    worker: object, fresh_queue: RunQueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert callable(worker)
+    worker(WAIT_FOR_STOP)
+    data = bytearray(example.ARCHIVE.read_bytes())
+    data[5000] ^= 0xFF
+    broken = tmp_path / "example.zip"
+    broken.write_bytes(data)
+    monkeypatch.setattr(example, "ARCHIVE", broken)
+    with pytest.raises((zipfile.BadZipFile, lzma.LZMAError)), zipfile.ZipFile(broken) as archive:
+        archive.extractall(tmp_path / "x")
+
+    app = open_app()
+
+    assert_well(app)
+    wait_until(lambda: bool(fresh_queue.live()))
+    assert [run.kind for run in fresh_queue.live()] == ["measure"]
+
+
+def test_a_damaged_example_is_unpacked_again() -> None:
+    open_app()
+    path = example.example_path(example.CHOICE)
+    assert path is not None
+    whole = path.read_bytes()
+    path.write_text('{"a":', encoding="utf-8")
+
+    app = open_app()
+
+    assert_well(app)
+    assert path.read_bytes() == whole
+
+
+def test_one_damaged_measurement_hides_no_other() -> None:
+    folder = put_run("measure", facts={"choice": example.CHOICE.model_dump(mode="json")})
+    (folder / "diagnosis.json").write_text('{"a":', encoding="utf-8")
+
+    app = open_app()
+
+    assert_well(app)
+    assert "cannot be read" not in shown(app)
+    assert app.selectbox(key="strip_layer")

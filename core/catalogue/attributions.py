@@ -22,6 +22,8 @@ class MethodInfo(Value):
         baseline: What it compares with; "" for none.
         complete: Whether its values sum to the change of the target from the baseline.
         applies_to: Which layers have it.
+        why_no_sum: Why nothing is promised of the sum of its values; "" where it is.
+        why_no_infidelity: Why Captum's infidelity is not taken; "" where it is.
         source: Paper.
     """
 
@@ -33,6 +35,8 @@ class MethodInfo(Value):
     baseline: str
     complete: bool
     applies_to: str
+    why_no_sum: str = ""
+    why_no_infidelity: str = ""
     source: str
 
 
@@ -48,7 +52,10 @@ METHODS: tuple[MethodInfo, ...] = (
         formula="sum over channels c of (mean over places of d target / d h_c) h_c",
         baseline="",
         complete=False,
-        applies_to="layers whose output has channels and two axes of places",
+        applies_to="layers whose output has channels and two axes of places, channels first",
+        why_no_sum="Grad-CAM takes the gradient at the image alone and averages it over places",
+        why_no_infidelity="Grad-CAM spreads one gradient a channel over all places, so its values "
+        "predict no change of a single entry of the layer's output",
         source="Selvaraju et al. 2017, arXiv:1610.02391",
     ),
     MethodInfo(
@@ -77,18 +84,23 @@ METHODS: tuple[MethodInfo, ...] = (
         baseline=BLACK,
         complete=False,
         applies_to="any layer",
+        why_no_sum="what runs past the layer, as through a residual sum, is not in it",
         source="Dhamdhere et al. 2018, arXiv:1805.12233",
     ),
     MethodInfo(
         name="ablation",
         title="What would be lost",
         captum="LayerFeatureAblation",
-        reads="By how much the target falls when a unit's (or a whole layer's) output is set to 0. "
-        "Near 0: resetting it loses nothing that this target needs.",
+        reads="By how much the target falls when a unit's (or a whole layer's) output is set to 0, "
+        "or a residual block gives its input instead of its output. Near 0: resetting it loses "
+        "nothing that this target needs.",
         formula="target - target with h_u = 0",
-        baseline="an output of 0",
+        baseline="an output of 0; of a residual block, its input",
         complete=False,
         applies_to="any layer",
+        why_no_sum="each part is taken out alone, and what parts do together counts for each",
+        why_no_infidelity="an ablation gives a loss for each part, not a value for each entry of "
+        "the layer's output",
         source="Captum, Kokhlikyan et al. 2020, arXiv:2009.07896",
     ),
 )
@@ -101,7 +113,7 @@ def method_named(name: str) -> MethodInfo:
         OptionError: There is none.
     """
     for method in METHODS:
-        if method.name == name:
+        if method.name == name.replace("_", "-"):
             return method
     known = ", ".join(method.name for method in METHODS)
     raise OptionError(f'The method is "{name}"; there are auto, {known}.', Remedy.OTHER_METHOD)

@@ -39,6 +39,7 @@ from core.cli.remedies import sentence
 from core.cli.terminal import quiet_libraries, say, say_error, say_json
 from core.errors import LimberError, OptionError, PlanError, Stopped, told
 from core.files.disk import no_room, settle_temporary_folder, trouble
+from core.files.whole import CompanionKind
 from core.records import Diagnosis
 
 LISTS = ("models", "datasets", "metrics", "presets", "rules", "schemes")
@@ -284,7 +285,8 @@ def _judging(options: argparse.Namespace, kept: Diagnosis | None = None) -> dict
 
 
 def _measure(options: argparse.Namespace, events: Events) -> None:
-    check_out(options, companion=None if options.part else "units")
+    beside: tuple[CompanionKind, ...] = ("units", "inside") if options.inside else ("units",)
+    check_out(options, companions=() if options.part else beside)
     _judging(options)
     # Cheap checks first: nobody should wait for torch to learn of a typing error.
     from core.load import resolve_data, resolve_model
@@ -335,7 +337,7 @@ def _measure(options: argparse.Namespace, events: Events) -> None:
 
 
 def _merge(options: argparse.Namespace, events: Events) -> None:
-    check_out(options, companion="units")
+    check_out(options, companions=("units",))
     from core.pipeline.parts import merge_parts
 
     _judging(options)

@@ -25,12 +25,15 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser("attribute", help="say what a layer carries on some images")
     add_model(command)
     add_data(command, required=True)
-    command.add_argument("--layer", required=True, help="a layer's name, or all for an ablation")
+    command.add_argument(
+        "--layer", required=True, help="a layer's name; for an ablation also all or blocks"
+    )
     command.add_argument(
         "--method",
         default="auto",
         help="auto, gradcam, integrated-gradients, conductance or ablation",
     )
+    command.add_argument("--groups", type=whole_number, help="bars of an ablation (default 64)")
     command.add_argument("--plan", type=Path, help="also after this plan")
     command.add_argument(
         "--trained", type=Path, action="append", default=[], help="also with these trained weights"
@@ -47,7 +50,7 @@ def add_command(commands: Any) -> None:
 
 
 def _attribute(options: argparse.Namespace, events: Events) -> None:
-    check_out(options, companion="arrays")
+    check_out(options, companions=("arrays",))
     # Cheap checks first: nobody should wait for torch to learn of a typing error.
     import core
 
@@ -59,7 +62,12 @@ def _attribute(options: argparse.Namespace, events: Events) -> None:
         target=options.target,
         device=options.device,
         seed=options.seed,
-        **only_given(images=options.images, steps=options.steps, image_size=options.image_size),
+        **only_given(
+            images=options.images,
+            steps=options.steps,
+            groups=options.groups,
+            image_size=options.image_size,
+        ),
     )
     attribution, arrays = core.attribute(
         spec,

@@ -182,7 +182,7 @@ def same_file(first: Path, second: Path) -> bool:
 
 
 def check_out(
-    options: argparse.Namespace, *, folder: bool = False, companion: CompanionKind | None = None
+    options: argparse.Namespace, *, folder: bool = False, companions: Sequence[CompanionKind] = ()
 ) -> None:
     """Find out before the work, not after it, that the result has no place to go, and claim it.
 
@@ -191,14 +191,14 @@ def check_out(
     Args:
         options: --out says where; whatever else they name must not be written over.
         folder: Whether it is a folder.
-        companion: What lies beside the result.
+        companions: What lies beside the result.
 
     Raises:
         OptionError: The place cannot be written to, or another command writes there.
     """
     path: Path = options.out
     try:
-        _check_place(path, folder=folder, inputs=inputs_of(options), companion=companion)
+        _check_place(path, folder=folder, inputs=inputs_of(options), companions=companions)
         claim = claimed(path, folder=folder, what=options.command)
         holder = options.held.enter_context(claim)
     except OSError as error:
@@ -220,7 +220,7 @@ def check_out(
 
 
 def _check_place(
-    path: Path, *, folder: bool, inputs: Sequence[Path], companion: CompanionKind | None
+    path: Path, *, folder: bool, inputs: Sequence[Path], companions: Sequence[CompanionKind]
 ) -> None:
     if not folder and path.is_symlink():
         raise OptionError(f'--out "{path}" is a link; give the place it leads to.')
@@ -230,8 +230,13 @@ def _check_place(
         raise OptionError(f'--out "{path}" is a folder; give a file name.')
     if not folder and path.exists() and not path.is_file():
         raise OptionError(f'--out "{path}" is a device, no ordinary file; give a file name.')
-    beside = None if companion is None else companion_path(path, companion)
-    written = [] if folder else [path, *([] if beside is None else [beside])]
+    beside = [companion_path(path, companion) for companion in companions]
+    written = [] if folder else [path, *beside]
+    for place in beside:
+        if place.is_symlink():
+            raise OptionError(
+                f'"{place}" beside --out is a link; remove it, or give another file name.'
+            )
     for source in inputs:
         inside = (
             is_there(source)
@@ -246,7 +251,7 @@ def _check_place(
         if inside or any(same_file(place, source) for place in written):
             what = path if inside else source
             raise OptionError(f'--out "{path}" would overwrite "{what}"; give another file name.')
-    if companion is not None and path.suffix == ".safetensors":
+    if companions and path.suffix == ".safetensors":
         raise OptionError(
             f'--out "{path}" is JSON, and its companion the safetensors file beside it; give a '
             "name that ends in .json."
@@ -257,6 +262,6 @@ def _check_place(
     if not nearest.is_dir():
         raise OptionError(f'--out "{path}" lies below "{nearest}", which is a file.')
     # A file is made and gone: permissions and read-only systems show in no other way.
-    longest = path.name if beside is None else beside.name
+    longest = max((place.name for place in (path, *beside)), key=len)
     with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{longest}."):
         pass

@@ -156,7 +156,7 @@ def _add_plan(commands: Any) -> None:
 
 def _plan(options: argparse.Namespace, events: Events) -> None:
     _check_words(options)
-    check_out(options, companion="masks")
+    check_out(options, companions=("masks",))
     plan, outline, asked = (
         _ruled(options, events) if options.like is None else _matched_at_random(options, events)
     )
@@ -527,7 +527,7 @@ def _diff_weights(options: argparse.Namespace) -> None:
 
 
 def _compose(options: argparse.Namespace, _: Events) -> None:
-    check_out(options, companion="masks")
+    check_out(options, companions=("masks",))
     import core
 
     if options.name is not None and not 1 <= len(options.name) <= 200:

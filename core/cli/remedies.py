@@ -29,6 +29,7 @@ WAYS: Mapping[Remedy, str] = {
     Remedy.LIST_RULES: "See python -m core list rules.",
     Remedy.LIST_SCHEMES: "See python -m core list schemes.",
     Remedy.OTHER_METHOD: "Give another --method.",
+    Remedy.OTHER_LAYER: "Give another --layer.",
     Remedy.LOOK_INSIDE: "Measure again with --inside.",
     Remedy.LIST_LAYERS: "See the names with python -m core plan --layers '*'.",
     Remedy.LAYERS_OR_UNITS: ("Give --layers or --units; make two plans and compose them for both."),

@@ -55,6 +55,27 @@ def read_attribution(path: Path) -> tuple[Attribution, dict[str, np.ndarray]]:
         held = read_input(companion, most=MAX_BYTES)
         if hashlib.sha256(held).hexdigest() != attribution.arrays_sha256:
             raise OptionError(f'"{companion.name}" is not the file that "{path}" names.')
-        return attribution, safetensors.numpy.load(held)
-    except (OSError, ValueError, JSONError, safetensors.SafetensorError) as error:
+        arrays = safetensors.numpy.load(held)
+        _check_arrays(attribution, arrays)
+        return attribution, arrays
+    except (OSError, KeyError, ValueError, JSONError, safetensors.SafetensorError) as error:
         raise OptionError(f'"{path}" cannot be read as an attribution. Make it again.') from error
+
+
+def _check_arrays(attribution: Attribution, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless the arrays are those of the record, in its shapes, and finite."""
+    images = len(attribution.labels)
+    for state in attribution.states:
+        units = arrays[f"{state.name}/units"]
+        bars = attribution.units or units.shape[-1]
+        if units.shape != (images, bars):
+            raise ValueError(f"units of shape {units.shape}")
+        if attribution.grid is not None:
+            maps = arrays[f"{state.name}/maps"]
+            if maps.shape != (images, *attribution.grid):
+                raise ValueError(f"maps of shape {maps.shape}")
+    if arrays["images/thumbnails"].shape[:1] != (images,):
+        raise ValueError("other images")
+    for values in arrays.values():
+        if not np.isfinite(values).all():
+            raise ValueError("values that are not finite")

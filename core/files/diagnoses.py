@@ -123,15 +123,23 @@ def _companion(path: Path, name: str | None, digest: str | None) -> dict[str, np
                 f'"{companion.name}" is not the file its diagnosis names. Measure again.'
             )
         return safetensors.numpy.load(data)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise OptionError(f'"{companion}" cannot be read. Measure again.') from error
 
 
 def units_with_twins(
     arrays: Mapping[str, np.ndarray],
 ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Return the figures by unit that `diagnose` gives, layer to metric to (network's, twin's)."""
+    """Return the figures by unit that `diagnose` gives, layer to metric to (network's, twin's).
+
+    Raises:
+        OptionError: If a twin's figures have another shape than the network's.
+    """
     by_layer: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for key, values in arrays.items():
+        twin = arrays.get(f"twin/{key}")
+        if values.dtype.kind != "f" or (twin is not None and twin.shape != values.shape):
+            raise OptionError(f'The figures "{key}" and the twin\'s do not match. Measure again.')
     # safetensors hands arrays out in another order in each process.
     for key, values in sorted(arrays.items()):
         layer, _, metric = key.rpartition("/")

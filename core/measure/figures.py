@@ -440,7 +440,9 @@ def _head_part(
         reason = "the attention holds values that are not finite"
         return missing(("attention_entropy",), reason), {}
     figure = MetricValue(value=float(entropy.mean()), n=int(rows.max()))
-    return {"attention_entropy": figure}, {"head_attention_entropy": _array(entropy)}
+    # One head is the layer; so is what stands for heads that cannot be told apart.
+    by_head = {"head_attention_entropy": _array(entropy)} if len(entropy) > 1 else {}
+    return {"attention_entropy": figure}, by_head
 
 
 def _histogram(weight: Tensor) -> dict[str, np.ndarray]:

@@ -420,6 +420,8 @@ class Gauge:
         most = max(1, QUERIES_AN_IMAGE // windows)
         chosen = positions(samples, queries, most=most, salt=queries)
         entropy, chooses = attention.entropy(on_device(chosen, self.device))
+        if not attention.heads_apart:
+            chooses, entropy = chooses.flatten(0, 1)[:, None], entropy.flatten(0, 1)[:, None]
         sums = HeadSums(chooses.sum((0, 2)), entropy.double().sum((0, 2)))
         self._batch.heads.append((name, sums))
         self._batch.attention[place] = (sums.entropy / sums.rows).mean()

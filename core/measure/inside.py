@@ -167,6 +167,8 @@ class Inside:
             return
         if entries != batch.rows or (attention.entries or entries) != entries:
             return
+        if not attention.heads_apart:
+            return
         few = min(ATTENTION_IMAGES, entries)
         some, device = attention.first(few), self._labels.device
         total = torch.zeros((), device=device)
@@ -275,7 +277,11 @@ def _counted(name: str, seen: Seen, rows: Tensor) -> _Reading:
 
 def _sampled(z: Tensor) -> Tensor:
     flat = z.reshape(-1)
-    return flat[:: max(1, len(flat) // RANGE_SAMPLE)].float()
+    step = max(1, len(flat) // RANGE_SAMPLE)
+    # A step that shares a factor with the number of units would see the same few of them always.
+    while math.gcd(step, z.shape[-1]) > 1:
+        step += 1
+    return flat[::step].float()
 
 
 def _or(known: float, other: Tensor) -> float:

@@ -36,6 +36,8 @@ class Attention:
         weights: (batch, heads, queries, keys) after the softmax, where they are at hand.
         every: Only every so many-th batch entry is there.
         entries: How many batch entries there were before that; None for those that are there.
+        heads_apart: Whether axis 1 counts the heads. Otherwise they share an axis with windows or
+            images, and only means over heads can be told.
     """
 
     query: Tensor | None = None
@@ -46,6 +48,7 @@ class Attention:
     weights: Tensor | None = None
     every: int = 1
     entries: int | None = None
+    heads_apart: bool = True
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -126,10 +129,20 @@ class Attention:
             return torch.where(chooses, entropy / seen.log(), 0.0), chooses
 
 
-def _heads_second(tensor: Tensor) -> Tensor:
+def _heads_second(tensor: Tensor, heads: int | None) -> Tensor:
+    """Return it with four axes: batch entries, heads, and the last two.
+
+    Networks put windows before or behind the heads; the axis that counts as many as the module
+    says it has heads is theirs.
+    """
     if tensor.ndim == 3:
         return tensor.unsqueeze(1)
-    return tensor if tensor.ndim == 4 else tensor.flatten(0, tensor.ndim - 4)
+    if tensor.ndim == 4:
+        return tensor
+    behind = tensor.ndim - 3
+    places = [place for place in range(behind, 0, -1) if tensor.shape[place] == heads]
+    turned = tensor.movedim(places[0], behind) if places else tensor
+    return turned.flatten(0, tensor.ndim - 4)
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
@@ -139,7 +152,7 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
     return mask.float()
 
 
-def _fused(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention | None:
+def _fused(args: tuple[Any, ...], kwargs: Mapping[str, Any], heads: int | None) -> Attention | None:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     query, key, mask = given["query"], given["key"], given.get("attn_mask")
@@ -154,15 +167,17 @@ def _fused(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention | None
         mask = _added(mask, query)
         if mask.ndim > 2:
             lead = query.shape[:-2]
-            mask = _heads_second(mask.expand(*lead, *mask.shape[-2:]))
+            mask = _heads_second(mask.expand(*lead, *mask.shape[-2:]), heads)
         elif mask.ndim < 2:
             return None
+    query, key = _heads_second(query.detach(), heads), _heads_second(key.detach(), heads)
     return Attention(
-        query=_heads_second(query.detach()),
-        key=_heads_second(key.detach()),
+        query=query,
+        key=key,
         mask=None if mask is None else mask.detach(),
         causal=bool(given.get("is_causal", False)),
         scale=float(scale),
+        heads_apart=heads in (None, query.shape[1]),
     )
 
 
@@ -212,7 +227,9 @@ def _multi_head(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Attention |
     )
 
 
-def _softmax(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Attention | None:
+def _softmax(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any, heads: int | None
+) -> Attention | None:
     scores = args[0] if args else kwargs.get("input")
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     if not isinstance(scores, Tensor) or scores.ndim < 4 or dim not in (-1, scores.ndim - 1):
@@ -220,21 +237,34 @@ def _softmax(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> A
     # One key is no choice; one query of one head is a weighting of something else.
     if scores.shape[-1] < 2:
         return None
-    return Attention(weights=_heads_second(result.detach()))
+    weights = _heads_second(result.detach(), heads)
+    return Attention(weights=weights, heads_apart=heads in (None, weights.shape[1]))
 
 
 def attention_of(
-    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    function: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    result: Any,
+    *,
+    heads: int | None = None,
 ) -> Attention | None:
     """Return what attention a finished call computed, or None where it computed none.
 
     Known are `F.scaled_dot_product_attention`, `F.multi_head_attention_forward` without masks,
     and a softmax over the last axis of a tensor of four axes or more.
+
+    Args:
+        function: What was called.
+        args: Of the call.
+        kwargs: Of the call.
+        result: What it gave.
+        heads: How many heads the module says it has, where it says so.
     """
     if function is F.scaled_dot_product_attention:
-        return _fused(args, kwargs)
+        return _fused(args, kwargs, heads)
     if function is F.multi_head_attention_forward:
         return _multi_head(args, kwargs)
     if function in _SOFTMAX:
-        return _softmax(args, kwargs, result)
+        return _softmax(args, kwargs, result, heads)
     return None

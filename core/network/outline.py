@@ -139,7 +139,7 @@ class _Trace:
         if made is None:
             return
         if maker is None or given is None or given.shape != made.shape:
-            axis = _axis(kind, layer, made)
+            axis = axis_of_units(kind, layer, made)
             maker = Origin(name if maker is None else maker.layer, axis)
         self._origins.ran(maker, made)
 
@@ -148,7 +148,7 @@ class _Trace:
         # Behind a concatenation it is the norm around it that feeds it, if there is one.
         feeder = self._origins.feeder(z)
         if feeder is None and around in self._kinds and z.ndim > 1:
-            feeder = Origin(around, _axis(self._kinds[around], self._modules[around], z))
+            feeder = Origin(around, axis_of_units(self._kinds[around], self._modules[around], z))
         if feeder is not None:
             self.sites.setdefault(feeder.layer, (site, feeder.axis))
 
@@ -171,8 +171,14 @@ def _asks(inside: str, order: list[str], kinds: dict[str, LayerKind]) -> str:
     return ""
 
 
-def _axis(kind: LayerKind, module: nn.Module, made: Tensor) -> int:
-    """Return the axis of what a layer made that its units lie on."""
+def axis_of_units(kind: LayerKind, module: nn.Module, made: Tensor) -> int:
+    """Return the axis of what a layer made that its units lie on.
+
+    Args:
+        kind: The layer's kind.
+        module: The layer.
+        made: What it made, shape (n, ...).
+    """
     weight = getattr(module, "weight", None)
     if kind == "norm" and made.ndim > 1:
         fits = weight is not None and tuple(weight.shape) == made.shape[-1:]

@@ -69,6 +69,16 @@ class OtherPassError(BaseException):
     """
 
 
+def _heads_of(running: Sequence[tuple[str, nn.Module]]) -> int | None:
+    """Return how many heads the innermost module that says so has."""
+    for _, module in reversed(running):
+        for name in ("num_heads", "heads", "num_attention_heads"):
+            heads = getattr(module, name, None)
+            if type(heads) is int:
+                return heads
+    return None
+
+
 class _Catcher(TorchFunctionMode):
     def __init__(
         self,
@@ -104,7 +114,7 @@ class _Catcher(TorchFunctionMode):
         if activation is None or not isinstance(z, Tensor):
             result = func(*args, **kwargs)
             if self._attended is not None:
-                attention = attention_of(func, args, kwargs, result)
+                attention = attention_of(func, args, kwargs, result, heads=_heads_of(self._running))
                 if attention is not None:
                     cue = self._attention_cue()
                     self._attended(cue.attention, cue.inside, attention)

@@ -44,6 +44,7 @@ from core.measure.inside import (
     settle,
     weight_arrays,
 )
+from core.network.layout import placed
 from core.network.outline import outline_module
 from core.pipeline.batches import (
     DEFAULT_BATCH_SIZE,
@@ -227,10 +228,7 @@ def measuring(
         notes.append(
             f"{settings.samples} images were asked for; the training part has {len(items)}."
         )
-    modules = [
-        module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for module in (loaded.module, twin)
-    ]
+    modules = [placed(module, place) for module in (loaded.module, twin)]
     dtype = DTYPES[settings.dtype]
     with (
         gauging(modules[0], outline.layers, dtype=dtype) as own,

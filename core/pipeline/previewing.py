@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.edit.effect import Outcome, compare_outputs
 from core.errors import PlanError, Stopped
 from core.load import choose_items, load_model, open_images
+from core.network.layout import placed
 from core.network.outline import outline_module
 from core.pipeline.applying import edited_model, plan_classes, plan_spec
 from core.pipeline.batches import DEFAULT_BATCH_SIZE, check_amounts, check_image_size, read_batch
@@ -105,7 +106,7 @@ def preview_plan(
 
         progress.phase("running both networks")
         for module in (before.module, loaded.module):
-            module.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            placed(module, place)
         outcome = compare_outputs(before.module, loaded.module, outline.layers, batches())
         if plan.model.head == "new":
             notes.append(

@@ -16,6 +16,8 @@ from dashboard import charts, frame, plot, store, words
 
 PICTURE_PX = 96
 BARS_PX = 240
+# What `core.attribute` calls an ablation of every block.
+BLOCKS = "blocks"
 STATES = {"pretrained": "As it came", "planned": "After your plan"}
 MAPPED = tuple(method.name for method in METHODS if method.name != "ablation")
 
@@ -27,6 +29,7 @@ def carrying(space: store.Workspace, layer: LayerReport) -> None:
     titles = {"auto": "The one that suits the layer"} | {
         method.name: method.title for method in METHODS
     }
+    titles[BLOCKS] = "What would be lost, block by block"
     method = st.selectbox(
         "Method",
         tuple(titles),
@@ -37,14 +40,22 @@ def carrying(space: store.Workspace, layer: LayerReport) -> None:
         "it cost.",
     )
     plan = _plan(space)
-    wanted = store.AttributeWish(layer=layer.name, method=method, plan=plan, trained=_trained())
+    wanted = store.AttributeWish(
+        layer=BLOCKS if method == BLOCKS else layer.name,
+        method="ablation" if method == BLOCKS else method,
+        plan=plan,
+        trained=_trained(),
+    )
     run = store.attribute_run(wanted)
     if run is not None and run.live:
         _live(run)
         return
-    view = store.attribution_of(run) if run is not None else None
-    if run is not None and view is None:
-        frame.outcome(run)
+    view = None
+    if run is not None:
+        with frame.showing_errors():
+            view = store.attribution_of(run)
+        if view is None:
+            frame.outcome(run)
     if view is None:
         after = " as it came"
         after += ", after your plan" if plan is not None else ""
@@ -62,7 +73,7 @@ def carrying(space: store.Workspace, layer: LayerReport) -> None:
                 store.start_attribute(wanted)
                 st.rerun()
         return
-    _view(view[0], view[1], plan, layer.name)
+    _view(view[0], view[1])
 
 
 def _plan(space: store.Workspace) -> ReinitPlan | None:
@@ -94,9 +105,9 @@ def _live(run: store.RunView) -> None:
     st.fragment(draw, run_every=frame.LIVE_EVERY_S)()
 
 
-def _view(view: Attribution, arrays: Arrays, plan: ReinitPlan | None, layer: str) -> None:
+def _view(view: Attribution, arrays: Arrays) -> None:
     if view.method == "ablation":
-        _bars(view, arrays, plan, layer)
+        _bars(view, arrays)
     elif view.grid is not None:
         _maps(view, arrays)
     else:
@@ -137,9 +148,7 @@ def _title(state: str) -> str:
 
 
 def _class(view: Attribution, place: int) -> str:
-    classes = store.data_outline(store.current().choice).classes
-    label = view.labels[place]
-    return classes[label] if label < len(classes) else f"class {label}"
+    return view.classes[place] if place < len(view.classes) else f"class {view.labels[place]}"
 
 
 def _units(view: Attribution, arrays: Arrays) -> None:
@@ -156,11 +165,12 @@ def _units(view: Attribution, arrays: Arrays) -> None:
     )
 
 
-def _bars(view: Attribution, arrays: Arrays, plan: ReinitPlan | None, layer: str) -> None:
-    """Draw what would be lost without each group of units, next to what the plan resets."""
+def _bars(view: Attribution, arrays: Arrays) -> None:
+    """Draw what would be lost without each group or block, next to what the plan resets."""
     whole = float(np.mean(view.states[0].outputs)) or 1.0
     count = arrays["pretrained/units"].shape[1]
-    names = [_group(place, view.group) for place in range(count)]
+    names = list(view.names) or [_group(place, view.group) for place in range(count)]
+    reset = [share > 0 for share in view.reset or [0.0] * count]
     plot.plot(
         charts.carried_bars(
             {
@@ -169,42 +179,34 @@ def _bars(view: Attribution, arrays: Arrays, plan: ReinitPlan | None, layer: str
             },
             names,
             title="share of the target lost",
-            marked=_reset(plan, layer, count, view.group),
+            marked=reset,
             dark=frame.is_dark(),
         ),
         key="lost_units",
         height=BARS_PX,
         alt="By how much the target falls without each group of units of the layer",
     )
-    reset = _reset(plan, layer, count, view.group)
-    st.caption(
-        words.escape(
-            "Your plan resets none of these units."
-            if not any(reset)
-            else f"Marks below the bars: your plan resets {words.count(sum(reset), 'group')} of "
-            f"{count}. Where the bar is near 0, that loses nothing this target needs."
+    what = "block" if view.names else "group"
+    said = [
+        f"Your plan resets none of these {what}s."
+        if not any(reset)
+        else f"Marks below the bars: your plan resets {words.count(sum(reset), what)} of "
+        f"{count}, whole or in part. Where the bar is near 0, that loses nothing this target needs."
+    ]
+    if view.replaced:
+        skipped = view.replaced.count("input")
+        said.append(
+            f"{words.count(skipped, 'residual block')} gave the input instead of the output; the "
+            "others gave 0."
         )
-    )
+    said += [f"No bar for {name}: {why}" for name, why in view.left_out.items()]
+    st.caption("  \n".join(words.escape(line) for line in said))
 
 
 def _group(place: int, group: int) -> str:
     if group == 1:
         return f"unit {place}"
     return f"units {place * group} to {(place + 1) * group - 1}"
-
-
-def _reset(plan: ReinitPlan | None, layer: str, count: int, group: int) -> list[bool]:
-    """Return of which groups of units the plan resets at least one."""
-    targets = () if plan is None else plan.targets
-    target = next((target for target in targets if target.layer == layer), None)
-    if target is None:
-        return [False] * count
-    if target.granularity == "layer":
-        return [True] * count
-    return [
-        any(place * group <= unit < (place + 1) * group for unit in target.units)
-        for place in range(count)
-    ]
 
 
 def _facts(view: Attribution) -> None:

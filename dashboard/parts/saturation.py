@@ -170,7 +170,8 @@ def attention(
     )
     if "attention" not in looks:
         st.caption(
-            "No maps: this attention works in windows, or mixes what belongs to several images."
+            "No maps: this attention works in windows, hides its weights, or mixes what belongs to "
+            "several images."
         )
         return
     maps = _grids(looks["attention"][0]), _grids(looks["attention_mean"][0])
@@ -178,14 +179,17 @@ def attention(
         st.caption("No maps: the tokens do not lie on a square grid.")
         return
     heads = maps[0].shape[1]
+    # Without tokens that stand for no place, the first query is the upper left patch.
+    extra = looks["attention"][0].shape[2] > maps[0].shape[2] * maps[0].shape[3]
+    first = "The class token" if extra else "The first patch"
     kind = st.segmented_control(
         "Attention of",
-        ("The class token", "All tokens"),
-        default="The class token",
+        (first, "All tokens"),
+        default=first,
         required=True,
         key="attention_of",
     )
-    chosen = maps[0] if kind == "The class token" else maps[1]
+    chosen = maps[0] if kind == first else maps[1]
     head = int(st.number_input("Head", 0, heads - 1, 0, 1, key="attention_head", width=120))
     pictures = inside.get("images", {}).get("thumbnails")
     with st.container(horizontal=True, gap="small"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.errors import LimberError
 from dashboard.store.measurements import diagnosis_of
 from dashboard.store.own_runs import all_runs
 from dashboard.store.runs import RunKind, RunView
@@ -12,7 +13,10 @@ from dashboard.store.workspace import Choice, MeasureOptions, TrainOptions
 def measure_seconds(options: MeasureOptions, default_size: int) -> float | None:
     """Guess how long a measurement takes from the last one of this network; None without one."""
     for run in _finished("measure"):
-        stored = diagnosis_of(run)
+        try:
+            stored = diagnosis_of(run)
+        except LimberError:
+            continue
         if stored is not None:
             header = stored.diagnosis.header
             area = ((options.image_size or default_size) / header.image_size) ** 2

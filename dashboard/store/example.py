@@ -72,10 +72,16 @@ def example_path(choice: Choice) -> Path | None:
     """Return where the example's measurement lies; None if it is not of this choice and code."""
     if choice != CHOICE:
         return None
-    with suppress(OSError, zipfile.BadZipFile):
+    # A damaged archive raises whatever its bytes happen to mean; without it, the page measures.
+    with suppress(Exception):
         if made_by() == measuring_code():
             return _unpacked() / DIAGNOSIS
     return None
+
+
+def unpack_anew() -> None:
+    """Remove what was unpacked, because it was damaged since; it is unpacked again when needed."""
+    shutil.rmtree(_folder(), ignore_errors=True)
 
 
 @functools.cache
@@ -85,9 +91,13 @@ def made_by() -> str:
         return archive.comment.decode()
 
 
+def _folder() -> Path:
+    return home() / "example" / made_by()[:16]
+
+
 def _unpacked() -> Path:
     """Return the folder that holds the example's files, unpacked once on each machine."""
-    folder = home() / "example" / made_by()[:16]
+    folder = _folder()
     if not (folder / DIAGNOSIS).is_file():
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import core
 from core.errors import LimberError
 from core.records import Diagnosis
 from dashboard.store.example import CHOICE as EXAMPLE
-from dashboard.store.example import example_path
+from dashboard.store.example import example_path, unpack_anew
 from dashboard.store.memo import Memo
 from dashboard.store.own_runs import all_runs
 from dashboard.store.runs import RunView
@@ -71,15 +72,34 @@ def latest_diagnosis() -> Stored | None:
     finished = [run for run in all_runs("measure") if not run.live]
     own = [run for run in finished if run.facts.get("choice") == wanted]
     others = [run for run in finished if run.facts.get("choice") != wanted]
-    for stored in (*map(diagnosis_of, own), _example(choice), *map(diagnosis_of, others)):
+    ways: list[Callable[[], Stored | None]] = [
+        *(partial(diagnosis_of, run) for run in own),
+        partial(_example, choice),
+        *(partial(diagnosis_of, run) for run in others),
+    ]
+    damaged: LimberError | None = None
+    # One after the other: reading all that was ever measured would take seconds.
+    for way in ways:
+        try:
+            stored = way()
+        except LimberError as error:
+            damaged = damaged or error
+            continue
         if stored is not None:
             return replace(stored, diagnosis=_judged(stored.diagnosis))
+    if damaged is not None and not wants_example():
+        raise damaged
     return None
 
 
 def _example(choice: Choice) -> Stored | None:
     path = example_path(choice)
-    stored = None if path is None else _stored(path, "")
+    try:
+        stored = None if path is None else _stored(path, "")
+    except LimberError:
+        unpack_anew()
+        path = example_path(choice)
+        stored = None if path is None else _stored(path, "")
     return None if stored is None or is_stale(stored.diagnosis, choice) else stored
 
 
@@ -123,6 +143,16 @@ def inside_of(stored: Stored) -> Inside:
 
 
 def units_of(stored: Stored) -> Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]:
-    """Return each layer's figures per unit, as pairs of the network's and the fresh twin's."""
+    """Return each layer's figures per unit, as pairs of the network's and the fresh twin's.
+
+    Empty where the file is gone; the layer opens without them.
+    """
     key = (str(stored.path), changed_at(str(stored.path)))
-    return _units.get(key, lambda: core.read_units(stored.path))
+
+    def read() -> Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]:
+        try:
+            return core.read_units(stored.path)
+        except LimberError:
+            return {}
+
+    return _units.get(key, read)
