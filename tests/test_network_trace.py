@@ -726,3 +726,23 @@ def test_heads_that_share_an_axis_with_images_are_not_told_apart() -> None:
 
     assert found is not None
     assert not found.heads_apart
+
+
+def test_later_passes_know_how_many_heads_there_are() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    module = nn.Sequential(Windows(), nn.Identity())
+    seen = []
+    with traced(module) as tracing:
+        for _ in range(3):
+            with tracing.forward(on_attention=lambda _, __, found: seen.append(found)):
+                module(torch.rand(2, 3, 4, 6, 5))
+
+    assert [found.shape for found in seen] == [(8, 3, 6, 6)] * 3
+    assert all(found.heads_apart for found in seen)

@@ -69,14 +69,16 @@ class OtherPassError(BaseException):
     """
 
 
-def _heads_of(running: Sequence[tuple[str, nn.Module]]) -> int | None:
-    """Return how many heads the innermost module that says so has."""
-    for _, module in reversed(running):
+def _heads_by_path(module: nn.Module) -> dict[str, int]:
+    """Return how many heads each module that says so has, by its path."""
+    found = {}
+    for path, part in module.named_modules():
         for name in ("num_heads", "heads", "num_attention_heads"):
-            heads = getattr(module, name, None)
+            heads = getattr(part, name, None)
             if type(heads) is int:
-                return heads
-    return None
+                found[path] = heads
+                break
+    return found
 
 
 class _Catcher(TorchFunctionMode):
@@ -88,8 +90,10 @@ class _Catcher(TorchFunctionMode):
         attended: Callable[[str, str, Attention], None] | None,
         called: OnCall | None,
         known: Sequence[_Cue] | None,
+        heads: Mapping[str, int],
     ) -> None:
         super().__init__()
+        self._heads = heads
         self._running, self._before, self._after = running, before, after
         self._attended, self._called = attended, called
         self._calls: Counter[str] = Counter()
@@ -114,7 +118,7 @@ class _Catcher(TorchFunctionMode):
         if activation is None or not isinstance(z, Tensor):
             result = func(*args, **kwargs)
             if self._attended is not None:
-                attention = attention_of(func, args, kwargs, result, heads=_heads_of(self._running))
+                attention = attention_of(func, args, kwargs, result, heads=self._heads_here())
                 if attention is not None:
                     cue = self._attention_cue()
                     self._attended(cue.attention, cue.inside, attention)
@@ -125,6 +129,15 @@ class _Catcher(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._after(site, result)
         return result
+
+    def _heads_here(self) -> int | None:
+        """Return how many heads the innermost module that says so has."""
+        path = self._running[-1][0]
+        if self._known is not None and len(self.cues) < len(self._known):
+            path = self._known[len(self.cues)].inside
+        while path and path not in self._heads:
+            path = path.rpartition(".")[0]
+        return self._heads.get(path)
 
     def _attention_cue(self) -> _Cue:
         if self._known is not None:
@@ -185,6 +198,7 @@ class Tracing:
     def __init__(self, module: nn.Module, on_layer: OnLayer | None) -> None:
         self._module, self._on_layer = module, on_layer
         self._running: list[tuple[str, nn.Module]] = [("", module)]
+        self._heads = _heads_by_path(module)
         self._holder = Hooks()
         self._cues: list[_Cue] | None = None
         self.forget()
@@ -232,7 +246,13 @@ class Tracing:
         """
         del self._running[1:]
         catcher = _Catcher(
-            self._running, before_activation, after_activation, on_attention, on_call, self._cues
+            self._running,
+            before_activation,
+            after_activation,
+            on_attention,
+            on_call,
+            self._cues,
+            self._heads,
         )
         with catcher:
             yield
