@@ -3,6 +3,8 @@ from core.catalogue.checks import list_presets as list_presets
 from core.catalogue.metrics import list_metrics as list_metrics
 from core.catalogue.rules import list_rules as list_rules
 from core.catalogue.schemes import list_schemes as list_schemes
+from core.catalogue.trials import list_augmentations as list_augmentations
+from core.catalogue.trials import list_rivals as list_rivals
 from core.files.attributions import read_attribution as read_attribution
 from core.files.attributions import write_attribution as write_attribution
 from core.files.companions import plan_json as plan_json

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import core
-from core.records import ArmCurve, StepRecord
-from core.trial.verdict import UNTOUCHED
+from core.records import UNTOUCHED, ArmCurve, StepRecord
 from dashboard import charts, words
 from dashboard.charts.axes import picked_columns
 from dashboard.charts.curves import arm_styles

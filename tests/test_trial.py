@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from core.pipeline.planning.control import random_control
 from core.pipeline.planning.rules import plan_by_rule
 from core.pipeline.trial import Trial, prepare_trial, write_run
 from core.plan.making import make_plan
-from core.records import ArmCurve, ArmDifference, ModelSpec, ReinitPlan, StepRecord
+from core.records import ModelSpec, ReinitPlan, StepRecord
 from core.trial.arms import Arm, Images, Settings
 from core.trial.engine import batch_order, evaluate, finetune
-from core.trial.verdict import RANDOM_CONTROL, compare_curves
+from core.trial.verdict import compare_curves
 
 CPU = torch.device("cpu")
 DATA = resolve_data("bloodmnist")
@@ -286,10 +287,11 @@ def first_update(made: list[Recorder], name: str, start: Tensor) -> float:
 def test_the_head_learns_faster_and_the_rate_warms_up() -> None:
     made: list[Recorder] = []
     start = Recorder(0)
-    settings = toy_settings(steps=1, lr=0.01, head_lr=0.1, warmup_steps=5)
+    settings = toy_settings(steps=10, lr=0.01, head_lr=0.1, warmup_steps=5)
     arm = toy_arm("untouched", made, head=frozenset({"head.weight", "head.bias"}))
 
-    list(finetune([arm], toy_images(), settings, seeds=(0,), device=CPU))
+    # Step 0 and step 1.
+    list(islice(finetune([arm], toy_images(), settings, seeds=(0,), device=CPU), 2))
 
     # AdamW's first update is the rate itself; biases do not decay. One fifth of it: warm-up.
     assert first_update(made, "head.bias", start.head.bias) == pytest.approx(0.02, rel=1e-3)
@@ -364,9 +366,10 @@ def test_evaluation_is_the_share_of_images_that_are_right() -> None:
     wrong = images.val_labels.clone()
     wrong[:7] = 1 - wrong[:7]
 
-    accuracy = evaluate(Bright(), images.val, wrong, (0.5,) * 3, (0.5,) * 3)
+    right = evaluate(Bright(), images.val, wrong, (0.5,) * 3, (0.5,) * 3)
 
-    assert accuracy == pytest.approx(63 / 70)
+    assert right is not None
+    assert right.tolist() == [False] * 7 + [True] * 63
 
 
 def test_a_loss_that_is_no_longer_finite_ends_the_run_with_advice() -> None:
@@ -558,163 +561,10 @@ def test_a_run_is_written_whole(tmp_path: Path) -> None:
     comparison = write_run(trial.record, steps, tmp_path / "run", finished=True)
 
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
+        "run/answers.safetensors",
         "run/curves.csv",
         "run/plans/a_b.json",
         "run/summary.json",
     ]
-    assert comparison == compare_curves(read_curves(tmp_path / "run"))
-
-
-# The comparison
-
-
-def curves(arm: str, finals: Sequence[float], *, losses: Sequence[float] = ()) -> list[ArmCurve]:
-    """One curve a seed: evaluations at steps 0, 1 and 2, the last at the given accuracy."""
-    return [
-        ArmCurve(
-            arm=arm,
-            seed=seed,
-            steps=(
-                step(arm, seed, 0, None, 0.9),
-                step(arm, seed, 1, losses[seed] if losses else 1.0, 0.5),
-                step(arm, seed, 2, losses[seed] if losses else 1.0, final),
-            ),
-        )
-        for seed, final in enumerate(finals)
-    ]
-
-
-def difference(found: Sequence[ArmDifference], measure: str) -> ArmDifference:
-    (row,) = [each for each in found if each.measure == measure]
-    return row
-
-
-def test_the_interval_is_students_t_over_paired_differences() -> None:
-    finals = [0.60, 0.70, 0.65], [0.64, 0.71, 0.72]
-
-    found = compare_curves(curves("untouched", finals[0]) + curves("plan", finals[1]))
-
-    row = difference(found.differences, "final_val_accuracy")
-    # Differences 0.04, 0.01, 0.07: mean 0.04, standard deviation 0.03; t(0.975, 2) = 4.302653.
-    assert row.mean == pytest.approx(0.04)
-    half = 4.302652729911275 * 0.03 / math.sqrt(3)
-    assert row.low == pytest.approx(0.04 - half)
-    assert row.high == pytest.approx(0.04 + half)
-    assert (row.seeds, row.verdict) == (3, "no detectable difference")
-
-
-def test_the_mean_accuracy_is_over_evaluations_after_the_start() -> None:
-    found = compare_curves(curves("untouched", [0.5, 0.5]) + curves("plan", [0.7, 0.9]))
-
-    row = difference(found.differences, "mean_val_accuracy")
-    # Step 1 is equal; step 2 differs by 0.2 and 0.4; step 0 does not count.
-    assert row.mean == pytest.approx((0.1 + 0.2) / 2)
-
-
-def test_the_loss_gain_is_positive_where_the_arm_has_the_lower_loss() -> None:
-    found = compare_curves(
-        curves("untouched", [0.5, 0.5], losses=[1.0, 1.0])
-        + curves("plan", [0.5, 0.5], losses=[0.75, 0.25])
-    )
-
-    assert difference(found.differences, "loss_gain").mean == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("gains", "verdict"),
-    [
-        ([0.10, 0.11, 0.12], "better"),
-        ([-0.10, -0.11, -0.12], "worse"),
-        ([0.10, -0.11, 0.12], "no detectable difference"),
-        ([0.0, 0.0, 0.0], "no detectable difference"),
-        ([0.10], "one seed: no interval"),
-    ],
-)
-def test_the_verdict_follows_the_interval(gains: list[float], verdict: str) -> None:
-    finals = [0.5 + gain for gain in gains]
-
-    found = compare_curves(curves("untouched", [0.5] * len(gains)) + curves("plan", finals))
-
-    row = difference(found.differences, "final_val_accuracy")
-    assert row.verdict == verdict
-    assert row.mean == pytest.approx(sum(gains) / len(gains))
-    if len(gains) > 1:
-        assert f'"plan" against the untouched network: {verdict}, ' in found.sentence
-
-
-def test_one_seed_has_no_interval_and_says_so() -> None:
-    found = compare_curves(curves("untouched", [0.5]) + curves("plan", [0.6]))
-
-    row = difference(found.differences, "final_val_accuracy")
-    assert (row.low, row.high) == (None, None)
-    assert found.sentence == (
-        '"plan" against the untouched network: +10.0 points of validation accuracy '
-        "(1 seed: no interval, so nothing can be said yet)."
-    )
-    assert "rests on 1 seed;" in found.caveats[0]
-
-
-def test_few_seeds_and_a_single_rate_are_pointed_out() -> None:
-    three = compare_curves(curves("untouched", [0.5] * 3) + curves("plan", [0.6] * 3))
-    five = compare_curves(curves("untouched", [0.5] * 5) + curves("plan", [0.6] * 5))
-
-    assert "rests on 3 seeds" in three.caveats[0]
-    assert [caveat.split(".")[0] for caveat in five.caveats] == ["One learning rate was tried"]
-
-
-def test_only_steps_that_both_have_taken_count() -> None:
-    whole = curves("untouched", [0.5, 0.5])
-    short = [
-        ArmCurve(arm="plan", seed=curve.seed, steps=curve.steps[:2])
-        for curve in curves("plan", [0.9, 0.9])
-    ]
-
-    found = compare_curves(whole + short)
-
-    assert difference(found.differences, "final_val_accuracy").mean == 0.0
-
-
-def test_a_seed_that_was_stopped_early_does_not_mix_its_steps_with_the_others() -> None:
-    plan = curves("plan", [0.6, 0.6, 0.9])
-    plan[2] = ArmCurve(arm="plan", seed=2, steps=plan[2].steps[:2])
-
-    found = compare_curves(curves("untouched", [0.5] * 3) + plan)
-
-    row = difference(found.differences, "final_val_accuracy")
-    assert row.seeds == 2
-    assert row.mean == pytest.approx(0.1)
-    assert found.caveats[0] == "1 pair of arms is not as far as the others and does not count."
-
-
-def test_seeds_without_a_partner_do_not_count() -> None:
-    found = compare_curves(curves("untouched", [0.5, 0.5, 0.5]) + curves("plan", [0.6, 0.6]))
-
-    assert difference(found.differences, "final_val_accuracy").seeds == 2
-
-
-def test_nothing_to_compare_yet_is_said() -> None:
-    started = [
-        ArmCurve(arm=arm, seed=0, steps=(step(arm, 0, 0, None, 0.1),))
-        for arm in ("untouched", "plan")
-    ]
-
-    found = compare_curves(started)
-
-    assert found.differences == ()
-    assert found.sentence == "No pair of arms has reached an evaluation yet."
-    assert found.caveats == ()
-
-
-def test_a_plan_is_held_against_the_random_control_as_well() -> None:
-    found = compare_curves(
-        curves("untouched", [0.5, 0.5, 0.5])
-        + curves("plan", [0.60, 0.61, 0.62])
-        + curves(RANDOM_CONTROL, [0.70, 0.72, 0.71])
-    )
-
-    row = next(each for each in found.from_random if each.measure == "final_val_accuracy")
-    assert (row.arm, row.verdict) == ("plan", "worse")
-    assert {each.arm for each in found.from_random} == {"plan"}
-    assert {each.arm for each in found.differences} == {"plan", RANDOM_CONTROL}
-    assert '"plan" against the random control: worse, -10.0 points' in found.sentence
-    assert '"plan" against the untouched network: better' in found.sentence
+    told = compare_curves(read_curves(tmp_path / "run"), trial.record.design)
+    assert comparison.model_copy(update={"caveats": ()}) == told.model_copy(update={"caveats": ()})

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.cli import attributing, inspecting, plans
+from core.cli import attributing, finetuning, inspecting, plans
 from core.cli.events import Events
 from core.cli.options import (
     add_data,
@@ -27,22 +27,28 @@ from core.cli.options import (
     check_out,
     named_numbers,
     only_given,
-    otherwise,
     part_of,
     progress_of,
-    real_number,
-    seed_list,
     seed_number,
     whole_number,
 )
 from core.cli.remedies import sentence
 from core.cli.terminal import quiet_libraries, say, say_error, say_json
-from core.errors import LimberError, OptionError, PlanError, Stopped, told
+from core.errors import LimberError, OptionError, Stopped, told
 from core.files.disk import no_room, settle_temporary_folder, trouble
 from core.files.whole import CompanionKind
 from core.records import Diagnosis
 
-LISTS = ("models", "datasets", "metrics", "presets", "rules", "schemes")
+LISTS = (
+    "models",
+    "datasets",
+    "metrics",
+    "presets",
+    "rules",
+    "schemes",
+    "rivals",
+    "augmentations",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -211,37 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     inspecting.add_commands(commands)
     attributing.add_command(commands)
 
-    tune = commands.add_parser("finetune", help="short fine-tunes: untouched against plans")
-    add_model(tune)
-    add_data(tune, required=True)
-    tune.add_argument("--plan", type=Path, action="append", default=[], help="repeat for more arms")
-    tune.add_argument(
-        "--keep-weights",
-        action="store_true",
-        help="keep each arm's trained weights, of the first seed, in OUT/weights",
-    )
-    tune.add_argument(
-        "--random-control",
-        action="store_true",
-        help="add an arm that resets as much, drawn at random",
-    )
-    tune.add_argument("--steps", type=whole_number, help="optimiser steps (default 60)")
-    tune.add_argument("--batch-size", type=whole_number, help="images a step (default 32)")
-    tune.add_argument("--seeds", type=seed_list, help="default 0,1,2")
-    tune.add_argument("--lr", type=real_number, help="learning rate (default: the model's)")
-    tune.add_argument(
-        "--head-lr", type=real_number, help="learning rate of the new head (default: 1e-3 at least)"
-    )
-    tune.add_argument(
-        "--eval-every", type=whole_number, help="steps from one evaluation on (default 10)"
-    )
-    tune.add_argument("--image-size", type=whole_number, help="side in pixels")
-    tune.add_argument("--train-images", type=whole_number, help="at most so many (default 600)")
-    tune.add_argument("--val-images", type=whole_number, help="at most so many (default 160)")
-    tune.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    tune.add_argument("--out", type=Path, required=True, help="folder for the run")
-    add_events(tune)
-    tune.set_defaults(run=_finetune)
+    finetuning.add_command(commands)
     return parser
 
 
@@ -263,7 +239,7 @@ def _list(options: argparse.Namespace, _: Events) -> None:
             )
             say(f"{row['name']:<28} {images:<28} {row['description']}".rstrip())
         else:
-            about = row.get("description") or row.get("formula")
+            about = row.get("description") or row.get("formula") or row.get("does")
             say(f"{row['name']:<26} {row['title']}: {about}")
             for rule in row.get("rules", ()):
                 say(f"  {rule['name']:<24} {rule['threshold']:g} ({rule['metric']})")
@@ -400,86 +376,3 @@ def _say(diagnosis: Diagnosis) -> None:
 
 def _first_layers(layers: Sequence[str]) -> str:
     return f" ({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''})"
-
-
-def _check_run(options: argparse.Namespace) -> None:
-    """Refuse a folder that holds another run, or plans that this one would write over."""
-    for name in ("curves.csv", "summary.json", "plans", "weights"):
-        if (options.out / name).exists():
-            raise OptionError(
-                f'--out "{options.out}" holds a run already ("{name}"); give another folder.'
-            )
-
-
-def _finetune(options: argparse.Namespace, events: Events) -> None:
-    check_out(options, folder=True)
-    _check_run(options)
-    import core
-    from core.files.plans import read_plan
-    from core.load import resolve_data, resolve_model
-
-    plans = [read_plan(path) for path in options.plan]
-    if not plans and options.random_control:
-        raise PlanError("A random control needs a plan whose size it takes: give --plan.")
-    data = resolve_data(options.data)
-    spec = resolve_model(options.model, weights=options.weights, checkpoint=options.checkpoint)
-    from core.pipeline import trial as trials
-    from core.pipeline.batches import DEFAULT_BATCH_SIZE, opened_images, outline_model
-    from core.trial.arms import Settings
-
-    progress = progress_of(events)
-    images = opened_images(data, progress).outline
-    classes = len(images.classes)
-    settings = Settings(
-        steps=otherwise(options.steps, trials.DEFAULT_STEPS),
-        batch_size=otherwise(options.batch_size, DEFAULT_BATCH_SIZE),
-        head_lr=options.head_lr,
-        eval_every=otherwise(options.eval_every, trials.DEFAULT_EVAL_EVERY),
-        lr=outline_model(spec, classes=classes).default_lr if options.lr is None else options.lr,
-    )
-    if options.random_control:
-        sight = core.Sight(data=data, samples=options.train_images, image_size=options.image_size)
-        control = core.random_control(plans[0], seed=0, sight=sight, progress=progress)
-        plans.append(control)
-    trial = trials.prepare_trial(
-        spec,
-        data,
-        plans,
-        settings=settings,
-        device=options.device,
-        progress=progress,
-        **only_given(
-            seeds=options.seeds,
-            image_size=options.image_size,
-            train_images=options.train_images,
-            val_images=options.val_images,
-        ),
-        keep_weights=options.out / "weights" if options.keep_weights else None,
-    )
-    record = trial.record
-    events.emit("record", record=as_json(record))
-    total = len(record.arms) * len(record.seeds) * record.steps
-    steps = []
-    done = 0
-    for step in trial.steps:
-        steps.append(step)
-        events.step(trials.step_event(step))
-        if step.step > 0:
-            done += 1
-            events.progress(done, total, "steps")
-    finished = done == total
-    comparison = trials.write_run(record, steps, options.out, finished=finished)
-    if finished:
-        events.emit("done", out=str(options.out))
-    else:
-        events.emit("stopped", out=str(options.out))
-    say(
-        f"{record.model_title} on {record.data_title}: {done} of {total} steps"
-        f"{'' if finished else ' (stopped)'} -> {options.out}"
-    )
-    for note in images.notes:
-        say(f"  note: {note}")
-    if len(record.arms) > 1:
-        say(f"  {comparison.sentence}")
-    for caveat in comparison.caveats if len(record.arms) > 1 else images.caveats:
-        say(f"  {caveat}")

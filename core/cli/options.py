@@ -23,6 +23,8 @@ from core.records.diagnosis import MAX_DIAGNOSIS_BYTES, MAX_DIAGNOSIS_VALUES
 
 # Endings of what commands write: one of these in a folder of images is no image.
 OURS = (".json", ".safetensors")
+# Of one trial.
+MOST_SEEDS = 1000
 
 
 def whole_number(text: str) -> int:
@@ -42,8 +44,25 @@ def seed_number(text: str) -> int:
 
 
 def seed_list(text: str) -> tuple[int, ...]:
-    """Read seeds with commas between them."""
+    """Read how many seeds there are, or which, with commas between them."""
+    if "," not in text:
+        many = whole_number(text)
+        if many == 0:
+            # No seeds would be no trial; so this can only be the seed.
+            return (0,)
+        if not 1 <= many <= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number of seeds: give 1 to {MOST_SEEDS}, or which with commas, "
+                "such as 3,4,5"
+            )
+        return tuple(range(many))
+    text = text.removesuffix(",")
     return tuple(seed_number(part) for part in text.split(","))
+
+
+def name_list(text: str) -> tuple[str, ...]:
+    """Read names with commas between them; "none" is none."""
+    return () if text == "none" else tuple(part.strip() for part in text.split(","))
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -181,8 +181,8 @@ def _take_below(place: Path, made: list[Path], what: str) -> Claim | Holder:
             wanted.append(missing)
             missing = missing.parent
         for folder in reversed(wanted):
-            # Another command may make it, or clean it away, at this very moment.
-            with suppress(FileExistsError):
+            # Another command may make it, or clean it or those above away, at this very moment.
+            with suppress(FileExistsError, FileNotFoundError):
                 folder.mkdir()
                 made.append(folder)
         with suppress(FileNotFoundError):

@@ -5,11 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import safetensors
+import safetensors.numpy
+
 from core.errors import OptionError
+from core.files.whole import write_whole
 from core.records import ArmCurve, StepRecord
 
+ANSWERS = "answers.safetensors"
 CURVE_COLUMNS = ("arm", "seed", "step", "train_loss", "val_accuracy", "wall_s")
 
 
@@ -30,6 +37,34 @@ def curves_csv(steps: Iterable[StepRecord]) -> str:
             ]
         )
     return buffer.getvalue()
+
+
+def write_answers(steps: Iterable[StepRecord], folder: Path) -> None:
+    """Write which validation images each arm got right at its last step, where it is known.
+
+    `answers.safetensors` holds "ARM/SEED" to bytes, eight images each, the first in the highest
+    bit.
+
+    Raises:
+        LimberError: The folder cannot be written.
+    """
+    arrays = {
+        f"{step.arm}/{step.seed}": np.frombuffer(bytes.fromhex(step.answers), dtype=np.uint8)
+        for step in steps
+        if step.answers is not None
+    }
+    if arrays:
+        data = safetensors.numpy.save(dict(sorted(arrays.items())))
+        write_whole(folder / ANSWERS, data)
+
+
+def _read_answers(folder: Path) -> dict[str, str]:
+    """Return "ARM/SEED" to answers; empty where there are none that can be read."""
+    try:
+        arrays = safetensors.numpy.load((folder / ANSWERS).read_bytes())
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+        return {}
+    return {key: values.tobytes().hex() for key, values in arrays.items()}
 
 
 def read_curves(path: Path) -> tuple[ArmCurve, ...]:
@@ -55,6 +90,10 @@ def read_curves(path: Path) -> tuple[ArmCurve, ...]:
         ]
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise OptionError(f'"{file}" cannot be read as curves ({error}).') from error
+    answers = _read_answers(file.parent)
+    last = {(step.arm, step.seed): i for i, step in enumerate(steps)}
+    for (arm, seed), i in last.items():
+        steps[i] = replace(steps[i], answers=answers.get(f"{arm}/{seed}"))
     return curves_of(steps)
 
 

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
-from core.errors import OptionError, PlanError
-from core.files.companions import resealed
-from core.files.curves import curves_csv, curves_of
+from core.catalogue.trials import AUGMENTATIONS, find_rival
+from core.errors import OptionError
+from core.files.curves import curves_csv, curves_of, write_answers
 from core.files.plans import write_plan
 from core.files.whole import write_whole
-from core.load import ImageSet, decode, load_model
-from core.pipeline.applying import edited_model, plain_state
+from core.load import ImageSet, decode
+from core.pipeline.applying import plain_state
+from core.pipeline.arms import arms_plans, plan_arms, rival_arm, size_caveats
 from core.pipeline.batches import check_image_size, opened_images, outline_model
 from core.pipeline.machine import choose_device, device_name, versions
 from core.pipeline.progress import Progress, tick
-from core.plan.making import check_plan, planned_size, untrained_sentence
+from core.pipeline.sweeping import fitted_probe, sweep_rates
 from core.records import (
+    MARGINS,
+    RANDOM_CONTROL,
     ABComparison,
     DataSpec,
     ModelOutline,
     ModelSpec,
+    Outcome,
     ReinitPlan,
     RunRecord,
     StepRecord,
+    TrialDesign,
 )
-from core.trial.arms import Arm, Images, Settings
+from core.trial.arms import Images, Settings
 from core.trial.engine import finetune
-from core.trial.verdict import UNTOUCHED, compare_curves
+from core.trial.recipe import check_recipe
+from core.trial.verdict import compare_curves
 
 DEFAULT_STEPS = 60
 
@@ -43,7 +50,8 @@ DEFAULT_EVAL_EVERY = 10
 DEFAULT_TRAIN_IMAGES = 600
 
 
-DEFAULT_VAL_IMAGES = 160
+# All: every image less is noise more.
+DEFAULT_VAL_IMAGES: int | None = None
 
 
 DEFAULT_SEEDS = (0, 1, 2)
@@ -51,10 +59,6 @@ DEFAULT_SEEDS = (0, 1, 2)
 
 # Bytes; a file system takes 255, and a companion's ending and a number come after it.
 LONGEST_NAME = 180
-
-
-# Plans whose sizes differ by less are of about the same size.
-ALIKE = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,29 @@ class Trial:
     steps: Iterator[StepRecord]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """What a trial is judged by, named before it runs.
+
+    Attributes:
+        outcome: The primary outcome.
+        margin: Differences inside it are equivalent: a share of accuracy, for "steps" a ratio less
+            1; None takes the outcome's own.
+        sweep: Whether the learning rate is the best of several for the untouched network.
+        rivals: Keys of `core.list_rivals`, one arm each.
+    """
+
+    outcome: Outcome = "final"
+    margin: float | None = None
+    sweep: bool = False
+    rivals: tuple[str, ...] = ()
+
+    @property
+    def margin_used(self) -> float:
+        """The margin that counts."""
+        return MARGINS[self.outcome] if self.margin is None else self.margin
+
+
 def prepare_trial(
     spec: ModelSpec,
     data: DataSpec,
@@ -72,6 +99,7 @@ def prepare_trial(
     *,
     settings: Settings,
     seeds: Sequence[int] = DEFAULT_SEEDS,
+    judging: Judging | None = None,
     image_size: int | None = None,
     train_images: int | None = DEFAULT_TRAIN_IMAGES,
     val_images: int | None = DEFAULT_VAL_IMAGES,
@@ -87,7 +115,8 @@ def prepare_trial(
         plans: One arm each, next to the untouched network; a random control
             (`core.random_control`) is a plan like the others.
         settings: Shared by all arms.
-        seeds: One head and batch order each.
+        seeds: One head, batch order and stream of augmentations each.
+        judging: What is judged, and the rivals; None takes the final accuracy and none.
         image_size: Side in pixels; None takes the model's default for short runs.
         train_images: At most so many, classes in turn; None takes all.
         val_images: As above, for validation.
@@ -98,22 +127,55 @@ def prepare_trial(
     Raises:
         LimberError: Bad input, or stopped.
     """
-    progress = progress or Progress()
+    progress, judging = progress or Progress(), judging or Judging()
     place = choose_device(device)
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise OptionError("Seeds must be different whole numbers from 0, such as 0,1,2.")
+    if not 0 <= judging.margin_used < 1:
+        raise OptionError("The margin must be 0 or more, and below 100.")
+    check_recipe(settings.optimizer, settings.schedule)
+    infos = [find_rival(name) for name in dict.fromkeys(judging.rivals) if name != "random"]
     images = opened_images(data, progress)
     classes = len(images.outline.classes)
     progress.phase("loading the model")
     outline = outline_model(spec, classes=classes)
     size = outline.default_size if image_size is None else image_size
     check_image_size(outline, size)
-    plans_by_arm, caveats = _arms_plans(plans, outline)
+    plans_by_arm, caveats = arms_plans(plans, outline)
+    own_plans = tuple(name for name in plans_by_arm if name != RANDOM_CONTROL)
+    arms = plan_arms(spec, outline, plans_by_arm)
+    by_rival: dict[str, str] = {}
+    for info in infos:
+        arm, plan = rival_arm(info, spec, outline, taken=[each.name for each in arms])
+        arms.append(arm)
+        by_rival[arm.name] = info.name
+        if plan is not None:
+            plans_by_arm[arm.name] = plan
     progress.phase("reading the images")
     pixels = _pixels(
         images, outline, size=size, train=train_images, val=val_images, progress=progress
     )
-    arms = _arms(spec, outline, plans_by_arm)
+    probe = fitted_probe(spec, outline, pixels, place, progress) if len(arms) > 1 else None
+    sweep = None
+    if judging.sweep:
+        sweep = sweep_rates(
+            arms[0], pixels, settings, trial_seeds=seeds, device=place, progress=progress
+        )
+        settings = replace(settings, lr=sweep.best)
+    counts = torch.bincount(pixels.val_labels)
+    design = TrialDesign(
+        outcome=judging.outcome,
+        margin=judging.margin_used,
+        arms=tuple(arm.name for arm in arms),
+        plans=own_plans,
+        seeds=tuple(seeds),
+        steps=settings.steps,
+        val_images=len(pixels.val),
+        chance=float(counts.max()) / len(pixels.val),
+        probe=None if probe is None else probe.accuracy,
+        probe_slack=0.0 if probe is None else probe.slack,
+        sweep=sweep,
+    )
     record = RunRecord(
         model=spec,
         model_title=outline.title,
@@ -122,8 +184,10 @@ def prepare_trial(
         data=data,
         data_title=images.outline.title,
         data_fingerprint=images.outline.fingerprint,
-        arms=tuple(arm.name for arm in arms),
+        arms=design.arms,
         plans=plans_by_arm,
+        rivals=by_rival,
+        design=design,
         seeds=tuple(seeds),
         steps=settings.steps,
         batch_size=min(settings.batch_size, len(pixels.train)),
@@ -131,16 +195,25 @@ def prepare_trial(
         image_size=size,
         train_images=len(pixels.train),
         val_images=len(pixels.val),
-        optimizer="AdamW",
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        augment=settings.augment,
+        label_smoothing=settings.label_smoothing,
+        ema=settings.ema,
         lr=settings.lr,
         head_lr=settings.rate_of_head,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_steps,
         device=place.type,
         device_name=device_name(place),
-        dtype="float32",
+        dtype="bfloat16" if settings.bf16 else "float32",
         versions=versions(),
-        caveats=(*images.outline.caveats, *caveats, *_size_caveats(plans_by_arm, outline)),
+        caveats=(
+            *images.outline.caveats,
+            *caveats,
+            *size_caveats(plans_by_arm, outline),
+            *_augment_caveats(settings),
+        ),
         intensities=images.outline.intensities,
     )
     progress.phase("fine-tuning")
@@ -154,6 +227,15 @@ def prepare_trial(
         on_trained=_keeper(keep_weights, record),
     )
     return Trial(record=record, steps=steps)
+
+
+def _augment_caveats(settings: Settings) -> tuple[str, ...]:
+    """Say which augmentations could change what an image shows."""
+    wary = [info for info in AUGMENTATIONS if info.name in settings.augment and info.careful]
+    if not wary:
+        return ()
+    said = "; ".join(f"{info.title.lower()} ({info.name}) {info.careful}" for info in wary)
+    return (f"Training images are augmented. Leave out {said}.",)
 
 
 def trained_files(arms: Sequence[str]) -> dict[str, str]:
@@ -172,32 +254,6 @@ def _keeper(folder: Path | None, record: RunRecord) -> Callable[[str, int, nn.Mo
             write_whole(folder / files[arm], data)
 
     return keep
-
-
-def _arms_plans(
-    plans: Sequence[ReinitPlan], outline: ModelOutline
-) -> tuple[dict[str, ReinitPlan], list[str]]:
-    """Return the plan of each arm by the arm's name, and what the record must say of them.
-
-    Raises:
-        PlanError: A plan does not fit the network, or writes into the new head only.
-    """
-    by_arm: dict[str, ReinitPlan] = {}
-    caveats = []
-    for plan in plans:
-        check_plan(plan, outline)
-        trimmed, left_out = without_new_head(plan, outline)
-        name = _free_name(plan.name, by_arm)
-        by_arm[name] = trimmed
-        caveats += [f'"{name}": {sentence}' for sentence in left_out]
-        if trimmed.untrained:
-            caveats.append(f'"{name}": {untrained_sentence(trimmed.untrained)}')
-        if outline.spec.weights == "none" and any(target.entries for target in plan.targets):
-            caveats.append(
-                f'"{name}" chose entries on the random network of seed {plan.model.head_seed}; '
-                "without weights to load each seed has another network, where they are any others."
-            )
-    return by_arm, caveats
 
 
 def _pixels(
@@ -240,141 +296,18 @@ def _pixels(
     )
 
 
-def _arms(spec: ModelSpec, outline: ModelOutline, plans: Mapping[str, ReinitPlan]) -> list[Arm]:
-    """Return the untouched arm, and one for each plan."""
-    head = frozenset(
-        parameter.name for layer in outline.layers if layer.head for parameter in layer.parameters
-    )
-    classes = outline.classes
-    untouched = Arm(name=UNTOUCHED, build=lambda seed: _untouched(spec, classes, seed), head=head)
-    return [
-        untouched,
-        *(
-            Arm(
-                name=name,
-                build=_builder(plan, classes),
-                frozen=_frozen(outline, plan),
-                head=head,
-                rates=_rates(outline, plan),
-            )
-            for name, plan in plans.items()
-        ),
-    ]
-
-
-def without_new_head(plan: ReinitPlan, outline: ModelOutline) -> tuple[ReinitPlan, tuple[str, ...]]:
-    """Return what of a plan can be compared over several new heads, and what was left out.
-
-    Arms of one seed share a head, and each seed has another. What a plan chose or computed on one
-    head (its smallest weights, a shift of its biases) means nothing on the next; the columns that
-    read a reset unit are 0 on any.
-
-    Raises:
-        PlanError: Nothing is left.
-    """
-    heads = {layer.name for layer in outline.layers if layer.head and not outline.own_head}
-    targets, dropped = [], 0
-    for target in plan.targets:
-        entries = tuple(
-            entry
-            for entry in target.entries
-            if target.layer not in heads or (target.granularity == "unit" and entry.write == "zero")
-        )
-        dropped += len(target.entries) - len(entries)
-        if len(entries) == len(target.entries):
-            targets.append(target)
-        elif entries:
-            names = {entry.tensor for entry in entries}
-            targets.append(
-                target.model_copy(
-                    update={
-                        "entries": entries,
-                        "parameters": tuple(n for n in target.parameters if n in names),
-                        "buffers": tuple(n for n in target.buffers if n in names),
-                    }
-                )
-            )
-    if not dropped:
-        return plan, ()
-    if not targets:
-        raise PlanError(
-            f'Plan "{plan.name}" resets only the new head, which is another with each seed. '
-            "Choose layers before it."
-        )
-    kept = plan.model_copy(update={"targets": tuple(targets)})
-    said = (
-        "what it writes into the new head is left out, because the arms of a comparison share "
-        "their head and each seed has another."
-    )
-    return resealed(kept), (said,)
-
-
-def _size_caveats(plans: Mapping[str, ReinitPlan], outline: ModelOutline) -> tuple[str, ...]:
-    """Say which random controls reset more or less than the first plan does."""
-    sizes = {name: planned_size(outline, plan) for name, plan in plans.items()}
-    first = next(iter(sizes), "")
-    rows = []
-    for name, plan in plans.items():
-        if name == first or plan.rule is None or plan.rule.name != "random":
-            continue
-        own, other = sizes[name].parameters, sizes[first].parameters
-        if not 1 / ALIKE <= own / max(other, 1) <= ALIKE:
-            rows.append(
-                f'"{name}" resets {100 * sizes[name].fraction:.2g} % of the parameters and '
-                f'"{first}" {100 * sizes[first].fraction:.2g} %: no layers nearer in size were '
-                "left, and their sizes may explain a difference between the two."
-            )
-    return tuple(rows)
-
-
-def _free_name(name: str, taken: Mapping[str, ReinitPlan]) -> str:
-    if name == UNTOUCHED:
-        name = "plan"
-    free, number = name, 1
-    while free in taken:
-        number += 1
-        free = f"{name} {number}"
-    return free
-
-
-def _untouched(spec: ModelSpec, classes: int, seed: int) -> nn.Module:
-    return load_model(spec, classes=classes, head_seed=seed).module
-
-
-def _builder(plan: ReinitPlan, classes: int) -> Callable[[int], nn.Module]:
-    return lambda seed: edited_model(plan, classes=classes, head_seed=seed)[0].module
-
-
-def _frozen(outline: ModelOutline, plan: ReinitPlan) -> frozenset[str]:
-    return frozenset(
-        parameter.name
-        for layer in outline.layers
-        if layer.name in set(plan.freeze)
-        for parameter in layer.parameters
-    )
-
-
-def _rates(outline: ModelOutline, plan: ReinitPlan) -> dict[str, float]:
-    factors = {rate.layer: rate.factor for rate in plan.learning_rates}
-    return {
-        parameter.name: factors[layer.name]
-        for layer in outline.layers
-        if layer.name in factors
-        for parameter in layer.parameters
-    }
-
-
 def write_run(
     record: RunRecord, steps: Sequence[StepRecord], out: Path, *, finished: bool
 ) -> ABComparison:
-    """Write a run's folder: `curves.csv`, `summary.json` and `plans/ARM.json`.
+    """Write a run's folder: `curves.csv`, `answers.safetensors`, `summary.json`, `plans/ARM.json`.
 
     Raises:
         LimberError: The folder cannot be written.
     """
-    comparison = compare_curves(curves_of(steps))
+    comparison = compare_curves(curves_of(steps), record.design)
     comparison = comparison.model_copy(update={"caveats": (*record.caveats, *comparison.caveats)})
     write_whole(out / "curves.csv", curves_csv(steps))
+    write_answers(steps, out)
     for file, plan in zip(_file_names(record.plans), record.plans.values(), strict=True):
         write_plan(plan, out / "plans" / f"{file}.json")
     last: dict[str, dict[str, float | None]] = {}
@@ -410,4 +343,7 @@ def _file_names(names: Iterable[str]) -> list[str]:
 
 def step_event(step: StepRecord) -> dict[str, object]:
     """Return a step as the fields of an event."""
-    return asdict(step)
+    fields = asdict(step)
+    if step.answers is None:
+        del fields["answers"]
+    return fields

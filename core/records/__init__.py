@@ -1,6 +1,21 @@
 """The values that flow between the stages: frozen, keyword-only, never tensors."""
 
-from core.records.curves import ABComparison, ArmCurve, ArmDifference, RunRecord, StepRecord
+from core.records.curves import (
+    MARGINS,
+    OUTCOMES,
+    RANDOM_CONTROL,
+    UNTOUCHED,
+    ABComparison,
+    ArmCurve,
+    ArmDifference,
+    ImageNoise,
+    Measure,
+    Outcome,
+    RateSweep,
+    RunRecord,
+    StepRecord,
+    TrialDesign,
+)
 from core.records.diagnosis import (
     Diagnosis,
     DiagnosisHeader,
@@ -41,6 +56,10 @@ from core.records.review import LayerPreview, PlanPreview, Verification, WeightD
 from core.records.specs import DatasetEntry, DataSpec, ModelEntry, ModelSpec
 
 __all__ = [
+    "MARGINS",
+    "OUTCOMES",
+    "RANDOM_CONTROL",
+    "UNTOUCHED",
     "ABComparison",
     "ArmCurve",
     "ArmDifference",
@@ -53,11 +72,13 @@ __all__ = [
     "Entries",
     "Evidence",
     "Finding",
+    "ImageNoise",
     "IntensityRange",
     "LayerInfo",
     "LayerPreview",
     "LayerRate",
     "LayerReport",
+    "Measure",
     "MetricValue",
     "ModelCard",
     "ModelEntry",
@@ -65,10 +86,12 @@ __all__ = [
     "ModelOutline",
     "ModelSpec",
     "Note",
+    "Outcome",
     "ParameterInfo",
     "Pattern",
     "PlanPreview",
     "Preprocessing",
+    "RateSweep",
     "Ratio",
     "RatioKind",
     "ReinitPlan",
@@ -81,6 +104,7 @@ __all__ = [
     "StepRecord",
     "Target",
     "TensorChange",
+    "TrialDesign",
     "Verification",
     "WeightDifference",
     "Write",

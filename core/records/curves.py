@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field
@@ -12,18 +14,38 @@ from core.records.outline import IntensityRange
 from core.records.plan import ReinitPlan
 from core.records.specs import DataSpec, ModelSpec
 
+Outcome = Literal["final", "auc", "steps"]
+Measure = Literal["final_val_accuracy", "mean_val_accuracy", "steps_to_target", "loss_gain"]
+
+# What a person names before the run, and the figure it is read from.
+OUTCOMES: Mapping[Outcome, Measure] = MappingProxyType(
+    {
+        "final": "final_val_accuracy",
+        "auc": "mean_val_accuracy",
+        "steps": "steps_to_target",
+    }
+)
+# Differences of accuracy below one point, and of steps below a tenth, count as none.
+MARGINS: Mapping[Outcome, float] = MappingProxyType({"final": 0.01, "auc": 0.01, "steps": 0.1})
+
+# The untouched network, and the arm that resets as much at random.
+UNTOUCHED = "untouched"
+RANDOM_CONTROL = "random control"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """One optimiser step of one arm.
 
     Attributes:
-        arm: "untouched" or a plan's name.
-        seed: Seed of head and batch order, shared by all arms.
+        arm: "untouched", a plan's name or a rival's.
+        seed: Seed of head, batch order and augmentation, shared by all arms.
         step: From 1; step 0 is the state before training and has no loss.
         train_loss: Cross-entropy of the batch, in nats, before the step; None at step 0.
         val_accuracy: Share of validation images right, in [0, 1]; None between evaluations.
         wall_s: Seconds since the run began.
+        answers: At the last step, which validation images were right: bits, the first image
+            highest, as hexadecimal digits; None before.
     """
 
     arm: str
@@ -32,6 +54,7 @@ class StepRecord:
     train_loss: float | None
     val_accuracy: float | None
     wall_s: float
+    answers: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,38 +66,141 @@ class ArmCurve:
     steps: tuple[StepRecord, ...]
 
 
+class RateSweep(Value):
+    """The untouched network at several learning rates, before the trial.
+
+    Attributes:
+        rates: In rising order.
+        accuracies: Final validation accuracy of each, in [0, 1], mean over the seeds.
+        seeds: Of the sweep; none of them is a seed of the trial.
+        best: The rate with the highest accuracy, which the trial takes.
+    """
+
+    rates: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    seeds: tuple[int, ...]
+    best: float
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or highest that was tried."""
+        return self.best in (self.rates[0], self.rates[-1])
+
+
+class TrialDesign(Value):
+    """What is fixed before a trial, so that its verdict cannot be chosen after it.
+
+    Attributes:
+        outcome: The one figure that is judged: accuracy at the end, its mean over the
+            evaluations, or the steps to the untouched network's final accuracy.
+        margin: Differences inside it count as equivalent: a share of accuracy in [0, 1], for
+            "steps" a ratio less 1.
+        arms: The untouched one first; only these are judged, jointly.
+        plans: Those that edit weights, held against the random control as well.
+        seeds: All that are planned.
+        steps: Optimiser steps of each arm.
+        val_images: How many; None where it is not known.
+        chance: Share of the largest class among them; None where it is not known.
+        probe: Accuracy on them of a linear probe of the untouched network, fitted to the training
+            images; None where none was fitted.
+        probe_slack: How far below it noise of the images alone may bring an equal network.
+        sweep: The rates that were tried; None where one was given.
+    """
+
+    outcome: Outcome = "final"
+    margin: float = Field(default=0.01, ge=0)
+    arms: tuple[str, ...]
+    plans: tuple[str, ...] = ()
+    seeds: tuple[int, ...]
+    steps: int
+    val_images: int | None = None
+    chance: float | None = None
+    probe: float | None = None
+    probe_slack: float = 0.0
+    sweep: RateSweep | None = None
+
+
 class ArmDifference(Value):
     """Arm minus its rival (the untouched network or the random control), paired by seed.
 
     Attributes:
         arm: The arm that is compared.
         measure: What is compared: "final_val_accuracy", "mean_val_accuracy" (over the
-            evaluations after step 0) or "loss_gain" (mean over steps of the rival's training loss
-            minus the arm's, so that positive is better, as for the accuracies).
+            evaluations after step 0), "steps_to_target" (the rival's steps to the untouched
+            network's final accuracy over the arm's: a ratio, above 1 is faster) or "loss_gain"
+            (mean over steps of the rival's training loss minus the arm's, so that positive is
+            better, as for the accuracies).
         seeds: Number of pairs.
-        mean: Mean difference.
-        low, high: Bounds of the 95 % t interval; None with fewer than two seeds.
-        verdict: "better", "worse", "no detectable difference" or "one seed: no interval".
+        mean: Mean difference; of "steps_to_target" the geometric mean of the ratios.
+        low, high: Bounds of the 95 % interval, simultaneous over all comparisons of the measure;
+            None with fewer than two seeds.
+        verdict: Of the primary outcome: "better", "worse", "equivalent", "inconclusive" or
+            "screening". None for other measures, which describe, and where a trial is too weak.
+        p: Joint sign-flip p value over all comparisons; None with fewer than two seeds.
+        unreached: Of "steps_to_target": seeds in which the arm, and in which the rival, never got
+            there. The last step stands in, so the ratio is a bound.
     """
 
     arm: str
-    measure: Literal["final_val_accuracy", "mean_val_accuracy", "loss_gain"]
+    measure: Measure
     seeds: int
     mean: float
     low: float | None
     high: float | None
-    verdict: str
+    verdict: str | None
+    p: float | None = None
+    unreached: tuple[int, int] = (0, 0)
+
+
+class ImageNoise(Value):
+    """What the validation images alone can tell apart, for one arm and the untouched network.
+
+    Attributes:
+        arm: The arm.
+        images: How many.
+        discordant: Share of images that exactly one of the two has right, mean over seeds.
+        resolvable: A difference of accuracy below this may be luck of these images: 1.96 standard
+            errors over images of the answers' difference, averaged over seeds.
+    """
+
+    arm: str
+    images: int
+    discordant: float
+    resolvable: float
 
 
 class ABComparison(Value):
-    """Every arm against the untouched network, and the sentence a person reads first."""
+    """Every arm against the untouched network, and the sentence a person reads first.
+
+    Attributes:
+        untouched: The untouched arm's name.
+        differences: Of all arms and measures.
+        from_random: The same against the random control, where there is one.
+        sentence: What may be said.
+        caveats: What it must not hide.
+        outcome: What is judged.
+        margin: As in the design.
+        state: "too early" (fewer than two seeds), "screening", "claim" or "weak" (no verdict).
+        planned: Seeds that are planned.
+        weak: Why there is no verdict.
+        what_next: What to do about it.
+        going_on: Share of ways to go on that end in a claim, at half the seeds; else None.
+        image_noise: One an arm, where answers were kept.
+    """
 
     untouched: str = Field(validation_alias="control", serialization_alias="control")
     differences: tuple[ArmDifference, ...]
-    # The same against the random control, where there is one.
     from_random: tuple[ArmDifference, ...] = ()
     sentence: str
     caveats: tuple[str, ...] = ()
+    outcome: Outcome = "final"
+    margin: float = 0.01
+    state: Literal["too early", "screening", "claim", "weak"] = "screening"
+    planned: int = 0
+    weak: tuple[str, ...] = ()
+    what_next: str = ""
+    going_on: float | None = None
+    image_noise: tuple[ImageNoise, ...] = ()
 
 
 class RunRecord(Value):
@@ -106,6 +232,14 @@ class RunRecord(Value):
     device_name: str
     dtype: str
     versions: dict[str, str]
+    # Since trials have rivals and a verdict of their own; records from before have none of these.
+    schedule: str = "constant"
+    augment: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    # Arms that are rivals, and which.
+    rivals: dict[str, str] = {}
+    design: TrialDesign | None = None
     # What a comparison of these arms must not hide.
     caveats: tuple[str, ...] = ()
     # Which stored numbers were black and white, where images have more than eight bits.

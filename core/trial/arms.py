@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from core.catalogue.trials import DEFAULT_AUGMENT, Augmentation
 from core.errors import OptionError
 
 HEAD_LR = 1e-3
@@ -14,7 +15,7 @@ HEAD_LR = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How an arm is trained: AdamW with a linear warm-up to a constant learning rate.
+    """How an arm is trained.
 
     Attributes:
         steps: Optimiser steps.
@@ -22,9 +23,15 @@ class Settings:
         lr: Learning rate after the warm-up.
         head_lr: Learning rate of the new head; None takes `lr`, but `HEAD_LR` at least: the
             head is new, the rest is not.
-        weight_decay: Decoupled, on parameters with two axes or more.
+        weight_decay: On parameters with two axes or more, as the optimiser has it.
         warmup_steps: Steps over which the rate rises linearly.
         eval_every: Steps between evaluations; the last step is always evaluated.
+        optimizer: timm's name.
+        schedule: timm's name.
+        augment: What is done to training images.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        ema: Decay of a moving average of the weights, which is what is evaluated; 0 for none.
+        bf16: Whether passes run in bfloat16 where the device's autocast does so.
     """
 
     steps: int
@@ -34,6 +41,12 @@ class Settings:
     weight_decay: float = 0.01
     warmup_steps: int = 5
     eval_every: int = 10
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    augment: tuple[Augmentation, ...] = DEFAULT_AUGMENT
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
@@ -41,6 +54,7 @@ class Settings:
             ("steps", self.steps, 1, 1_000_000),
             ("batch size", self.batch_size, 2, 65_536),
             ("evaluation interval", self.eval_every, 1, 1_000_000),
+            ("warm-up", self.warmup_steps, 0, 1_000_000),
         ):
             if not least <= value <= most:
                 raise OptionError(f"The {name} is {value}; give {least:,} to {most:,}.")
@@ -49,6 +63,14 @@ class Settings:
                 raise OptionError(
                     f"The learning rate is {rate:g}; give a number above 0, such as 3e-4."
                 )
+        for name, number in (
+            ("label smoothing", self.label_smoothing),
+            ("decay of the moving average", self.ema),
+        ):
+            if not 0 <= number < 1:
+                raise OptionError(f"The {name} is {number:g}; give 0 or more, below 1.")
+        if not 0 <= self.weight_decay <= 100:
+            raise OptionError(f"The weight decay is {self.weight_decay:g}; give 0 to 100.")
 
     @property
     def rate_of_head(self) -> float:
@@ -70,10 +92,19 @@ class Images:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One way to start: its name, a function from seed to a network on the CPU, frozen names.
+    """One way to start and to train.
 
-    `frozen` holds parameter names that do not train, `head` those of the new head, and `rates`
-    those that train at a multiple of their learning rate.
+    Attributes:
+        name: What it is called.
+        build: From a seed to a network on the CPU.
+        frozen: Names of parameters that do not train.
+        head: Those of the new head.
+        rates: Those that train at a multiple of their learning rate.
+        head_first: Share of the steps in which only the head trains and all else stands still,
+            running statistics included; 1 for a linear probe.
+        relative_gradients: Whether rates follow relative gradient norms (Auto-RGN).
+        lr_factor: Multiple of the settings' learning rate.
+        stream: Which stream of augmentations it sees; arms of one stream see the same images.
     """
 
     name: str
@@ -81,3 +112,7 @@ class Arm:
     frozen: frozenset[str] = frozenset()
     head: frozenset[str] = frozenset()
     rates: Mapping[str, float] = field(default_factory=dict)
+    head_first: float = 0.0
+    relative_gradients: bool = False
+    lr_factor: float = 1.0
+    stream: int = 0

@@ -1,173 +1,227 @@
-"""Paired curves -> difference with an interval, and one honest sentence."""
+"""Curves and a design -> differences with intervals, judged."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import mean, stdev
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 
-from scipy import stats
+import numpy as np
 
-from core.records import ABComparison, ArmCurve, ArmDifference
+from core.records import (
+    OUTCOMES,
+    RANDOM_CONTROL,
+    UNTOUCHED,
+    ABComparison,
+    ArmCurve,
+    ArmDifference,
+    TrialDesign,
+)
+from core.trial import telling
+from core.trial.figures import (
+    MEASURES,
+    Finished,
+    finished,
+    image_noise,
+    least_spread,
+    losses,
+    paired,
+)
+from core.trial.paired import CLAIM_SEEDS, chance_of_a_claim, jointly
+from core.trial.telling import Judged, State, Weakness
 
-# The untouched network, and the arm that resets as much at random.
-UNTOUCHED = "untouched"
-RANDOM_CONTROL = "random control"
-CONFIDENCE = 0.95
-
-Measure = Literal["final_val_accuracy", "mean_val_accuracy", "loss_gain"]
+# How sure one must be that an arm is above chance: one-sided 95 %.
+ABOVE_CHANCE_Z = 1.645
 
 
-def compare_curves(curves: Sequence[ArmCurve]) -> ABComparison:
-    """Compare every arm with the untouched network and with the random control, paired by seed.
+def compare_curves(curves: Sequence[ArmCurve], design: TrialDesign | None = None) -> ABComparison:
+    """Compare every arm with the untouched network, and plans with the random control.
 
-    Only steps that both arms of a pair have taken count, so an unfinished run can be compared.
+    Only seeds in which every arm of the design got to its last step count. With all planned seeds,
+    `CLAIM_SEEDS` at least, the primary outcome is judged, jointly over all comparisons; before, the
+    figures are a screening and nothing is claimed.
 
     Args:
-        curves: One a pair of arm and seed, steps in order; the arms the others are held against
-            are `UNTOUCHED` and, if there is one, `RANDOM_CONTROL`.
+        curves: One a pair of arm and seed, steps in order. Arms that the design does not name
+            change nothing.
+        design: What was fixed before the run; None takes what the curves show and judges the
+            final accuracy.
 
     Returns:
-        Differences with 95 % t intervals over seeds, and a sentence. Pairs without a common
-        evaluation after step 0 do not count, nor do seeds that got less far than others of the
-        same arm; a caveat says how many.
+        Differences with simultaneous 95 % intervals, a sentence, and what to do next.
     """
-    differences, behind = _against(UNTOUCHED, curves)
-    plans = [curve for curve in curves if curve.arm != UNTOUCHED]
-    from_random, _ = _against(RANDOM_CONTROL, plans)
-    sentences = [_sentence(differences, "the untouched network")]
-    if from_random:
-        sentences.append(_sentence(from_random, "the random control"))
+    design = design or _assumed(curves)
+    others = [arm for arm in design.arms if arm != UNTOUCHED]
+    found = finished(curves, design.arms, design.seeds, design.steps)
+    families = [(arm, UNTOUCHED) for arm in others]
+    if RANDOM_CONTROL in others:
+        families += [(arm, RANDOM_CONTROL) for arm in design.plans if arm != RANDOM_CONTROL]
+    weak = _weaknesses(found, design) if found.seeds else ()
+    unlearned = _unlearned(found, design, others) if found.seeds else {}
+    rows = _differences(found, families, design, weak=bool(weak), unlearned=unlearned)
+    noise = [
+        image_noise(found, arm, design.val_images) for arm in others if design.val_images and rows
+    ]
+    state = _state(found, design, weak=bool(weak))
+    judged = Judged(
+        design=design,
+        found=found,
+        state=state,
+        weak=weak,
+        unlearned=unlearned,
+        told=tuple(pair for pair in rows if pair[0].measure == OUTCOMES[design.outcome]),
+        noise=tuple(each for each in noise if each is not None),
+        going_on=_going_on(found, families, design) if state == "screening" else None,
+    )
+    begun = {curve.seed for curve in curves if curve.arm in design.arms} & set(design.seeds)
     return ABComparison(
         untouched=UNTOUCHED,
-        differences=tuple(differences),
-        from_random=tuple(from_random),
-        sentence=" ".join(sentences),
-        caveats=_caveats(differences, behind),
+        differences=tuple(row for row, rival in rows if rival == UNTOUCHED),
+        from_random=tuple(row for row, rival in rows if rival == RANDOM_CONTROL),
+        sentence=telling.sentence(judged),
+        caveats=telling.caveats(judged, begun=len(begun)),
+        outcome=design.outcome,
+        margin=design.margin,
+        state=state,
+        planned=judged.planned,
+        weak=tuple(each.sentence for each in weak),
+        what_next=telling.what_next(judged),
+        going_on=judged.going_on,
+        image_noise=judged.noise,
     )
 
 
-def _against(rival: str, curves: Sequence[ArmCurve]) -> tuple[list[ArmDifference], int]:
-    """Return each other arm's differences from one, and how many pairs are behind the others."""
-    by_key = {(curve.arm, curve.seed): curve for curve in curves}
-    arms = [arm for arm in dict.fromkeys(curve.arm for curve in curves) if arm != rival]
-    differences: list[ArmDifference] = []
-    behind = 0
-    for arm in arms:
-        seeds = sorted(
-            {seed for name, seed in by_key if name == arm}
-            & {seed for name, seed in by_key if name == rival}
-        )
-        pairs = [_paired(by_key[rival, seed], by_key[arm, seed]) for seed in seeds]
-        told = [pair for pair in pairs if pair is not None]
-        if not told:
-            continue
-        # Early and late steps do not average to anything: what counts is as far as any pair got.
-        furthest = max(last for last, _ in told)
-        whole = [figures for last, figures in told if last == furthest]
-        behind += len(told) - len(whole)
-        measures: tuple[Measure, ...] = ("final_val_accuracy", "mean_val_accuracy", "loss_gain")
-        for i, measure in enumerate(measures):
-            differences.append(_difference(arm, measure, [pair[i] for pair in whole]))
-    return differences, behind
-
-
-def _paired(rival: ArmCurve, arm: ArmCurve) -> tuple[int, tuple[float, float, float]] | None:
-    """Return the last step both were evaluated at, and the three differences up to it."""
-    mine = {step.step: step for step in arm.steps}
-    theirs = {step.step: step for step in rival.steps}
-    common = sorted(mine.keys() & theirs.keys())
-    accuracies = [
-        (step, a, c)
-        for step in common
-        if step > 0
-        and (a := mine[step].val_accuracy) is not None
-        and (c := theirs[step].val_accuracy) is not None
-    ]
-    losses = [
-        (step, a, c)
-        for step in common
-        if (a := mine[step].train_loss) is not None and (c := theirs[step].train_loss) is not None
-    ]
-    if not accuracies or not losses:
+def _going_on(
+    found: Finished, families: Sequence[tuple[str, str]], design: TrialDesign
+) -> float | None:
+    """Return the chance of a claim at half the seeds, where a trial may stop as futile."""
+    planned = len(set(design.seeds))
+    if not planned >= CLAIM_SEEDS or len(found.seeds) != planned // 2 or not families:
         return None
-    last, final, beside = accuracies[-1]
-    return last, (
-        final - beside,
-        mean(a - c for _, a, c in accuracies),
-        mean(c - a for step, a, c in losses if step <= last),
+    measure = OUTCOMES[design.outcome]
+    figures = np.stack([paired(found, arm, rival, measure)[0] for arm, rival in families])
+    floor = np.full(len(families), least_spread(measure, design.val_images))
+    return chance_of_a_claim(figures, planned, floor)
+
+
+def _assumed(curves: Sequence[ArmCurve]) -> TrialDesign:
+    """Return the design that curves without one show."""
+    arms = tuple(dict.fromkeys((UNTOUCHED, *(curve.arm for curve in curves))))
+    last = [step.step for curve in curves for step in curve.steps if step.val_accuracy is not None]
+    return TrialDesign(
+        arms=arms,
+        plans=tuple(arm for arm in arms if arm not in (UNTOUCHED, RANDOM_CONTROL)),
+        seeds=tuple(dict.fromkeys(curve.seed for curve in curves)),
+        steps=max([1, *last]),
     )
 
 
-def _difference(arm: str, measure: Measure, values: list[float]) -> ArmDifference:
-    centre = mean(values)
-    low = high = None
-    if len(values) >= 2:
-        half = (
-            float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-            * stdev(values)
-            / math.sqrt(len(values))
-        )
-        low, high = centre - half, centre + half
-    if low is None or high is None:
-        verdict = "one seed: no interval"
-    elif low > 0:
-        verdict = "better"
-    elif high < 0:
-        verdict = "worse"
-    else:
-        verdict = "no detectable difference"
-    return ArmDifference(
-        arm=arm,
-        measure=measure,
-        seeds=len(values),
-        mean=centre,
-        low=low,
-        high=high,
-        verdict=verdict,
-    )
-
-
-def _sentence(differences: Sequence[ArmDifference], other: str) -> str:
-    rows = [difference for difference in differences if difference.measure == "final_val_accuracy"]
-    if not rows:
-        return "No pair of arms has reached an evaluation yet."
-    parts = []
-    for row in rows:
-        points = f"{100 * row.mean:+.1f} points of validation accuracy"
-        seeds = f"{row.seeds} seed" + ("" if row.seeds == 1 else "s")
-        if row.low is None or row.high is None:
-            parts.append(
-                f'"{row.arm}" against {other}: {points} ({seeds}: no interval, so '
-                "nothing can be said yet)"
+def _differences(
+    found: Finished,
+    families: Sequence[tuple[str, str]],
+    design: TrialDesign,
+    *,
+    weak: bool,
+    unlearned: Mapping[str, str],
+) -> list[tuple[ArmDifference, str]]:
+    """Return each comparison's row of each measure, with its rival."""
+    if not found.seeds or not families:
+        return []
+    rows = []
+    for measure in MEASURES:
+        pairs = [paired(found, arm, rival, measure) for arm, rival in families]
+        figures = np.stack([values for values, _ in pairs])
+        floor = np.full(len(families), least_spread(measure, design.val_images))
+        joint = jointly(figures, floor)
+        back: Callable[[float], float] = math.exp if measure == "steps_to_target" else float
+        primary = measure == OUTCOMES[design.outcome]
+        for i, (arm, rival) in enumerate(families):
+            bounds = None if math.isnan(joint.low[i]) else (joint.low[i], joint.high[i])
+            silent = not primary or weak or arm in unlearned or rival in unlearned
+            row = ArmDifference(
+                arm=arm,
+                measure=measure,
+                seeds=len(found.seeds),
+                mean=back(joint.mean[i]),
+                low=None if bounds is None else _bounded(back, bounds[0]),
+                high=None if bounds is None else _bounded(back, bounds[1]),
+                verdict=None if silent else _verdict(bounds, found, design),
+                p=None if bounds is None else float(joint.p[i]),
+                unreached=pairs[i][1],
             )
-        else:
-            interval = f"95 % interval {100 * row.low:+.1f} to {100 * row.high:+.1f}, {seeds}"
-            parts.append(f'"{row.arm}" against {other}: {row.verdict}, {points} ({interval})')
-    return "; ".join(parts) + "."
+            rows.append((row, rival))
+    return rows
 
 
-def _caveats(differences: Sequence[ArmDifference], behind: int) -> tuple[str, ...]:
-    rows: list[str] = []
-    if behind:
-        pairs = "1 pair of arms" if behind == 1 else f"{behind} pairs of arms"
-        rest = (
-            "is not as far as the others and does"
-            if behind == 1
-            else ("are not as far as the others and do")
-        )
-        rows.append(f"{pairs} {rest} not count.")
-    fewest = min((difference.seeds for difference in differences), default=0)
-    if 0 < fewest < 5:
-        rows.append(
-            f"The interval rests on {fewest} seed{'' if fewest == 1 else 's'}; with fewer than "
-            "five it is wide, and several arms compared at once find a difference by chance more "
-            "often than 1 time in 20."
-        )
-    if differences:
-        rows.append(
-            "One learning rate was tried. Where it is too low for the untouched network, any "
-            "reset can look like a gain: repeat with a higher and a lower rate."
-        )
+def _bounded(back: Callable[[float], float], value: float) -> float:
+    try:
+        return back(value)
+    except OverflowError:
+        return math.inf
+
+
+def _verdict(bounds: tuple[float, float] | None, found: Finished, design: TrialDesign) -> str:
+    """Return one of the five outcomes; the bounds are on the scale that is added."""
+    planned = len(set(design.seeds))
+    if bounds is None or len(found.seeds) < planned or planned < CLAIM_SEEDS:
+        return "screening"
+    low, high = bounds
+    margin = math.log1p(design.margin) if design.outcome == "steps" else design.margin
+    if -margin < low and high < margin:
+        return "equivalent"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "inconclusive"
+
+
+def _state(found: Finished, design: TrialDesign, *, weak: bool) -> State:
+    if len(found.seeds) < 2:
+        return "too early"
+    if weak:
+        return "weak"
+    planned = len(set(design.seeds))
+    return "claim" if len(found.seeds) == planned >= CLAIM_SEEDS else "screening"
+
+
+# What makes a trial too weak for a verdict
+
+
+def _weaknesses(found: Finished, design: TrialDesign) -> tuple[Weakness, ...]:
+    """Return why no arm may be judged: the untouched network is not trained well enough."""
+    rows = []
+    reached = mean(found.finals(UNTOUCHED))
+    if design.chance is not None and reached <= _chance_limit(design):
+        rows.append(Weakness.near_chance(reached, design.chance))
+    elif design.probe is not None and reached < design.probe - design.probe_slack:
+        rows.append(Weakness.below_probe(reached, design.probe))
+    rising = sum(_rises(found.curves[UNTOUCHED, seed]) for seed in found.seeds)
+    if 2 * rising > len(found.seeds):
+        rows.append(Weakness.rising_loss())
+    if design.sweep is not None and design.sweep.at_edge:
+        rows.append(Weakness.rate_at_edge(design.sweep))
     return tuple(rows)
+
+
+def _unlearned(found: Finished, design: TrialDesign, arms: Sequence[str]) -> dict[str, str]:
+    """Return the arms that have learned nothing that could be judged, and why."""
+    said = {}
+    for arm in arms:
+        reached = mean(found.finals(arm))
+        if design.chance is not None and reached <= _chance_limit(design):
+            said[arm] = f"still near chance ({telling.percent(reached)})"
+        elif 2 * sum(_rises(found.curves[arm, seed]) for seed in found.seeds) > len(found.seeds):
+            said[arm] = "its training loss rises"
+    return said
+
+
+def _chance_limit(design: TrialDesign) -> float:
+    chance = design.chance or 0.0
+    images = design.val_images or 1
+    return chance + ABOVE_CHANCE_Z * math.sqrt(chance * (1 - chance) / images)
+
+
+def _rises(curve: ArmCurve) -> bool:
+    """Whether the loss of the last quarter lies above that of the first."""
+    values = losses(curve)
+    quarter = len(values) // 4
+    return quarter > 0 and mean(values[-quarter:]) > mean(values[:quarter])

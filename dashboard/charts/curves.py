@@ -10,8 +10,7 @@ from typing import Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from core.records import ArmCurve
-from core.trial.verdict import UNTOUCHED
+from core.records import UNTOUCHED, ArmCurve
 from dashboard.charts.palette import ARM_COLOURS, ARM_DASHES, QUIET
 
 Measure = Literal["train_loss", "val_accuracy"]

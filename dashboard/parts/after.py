@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from core.records import Diagnosis, LayerReport
-from core.trial.verdict import UNTOUCHED
+from core.records import UNTOUCHED, Diagnosis, LayerReport
 from dashboard import frame, store, words
 
 

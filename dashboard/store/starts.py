@@ -22,6 +22,9 @@ from dashboard.store.values import (
 )
 from dashboard.store.workspace import Choice, MeasureOptions, TrainOptions
 
+# Where a set does not say how many validation images it has: all of them.
+MOST_VAL_IMAGES = 10_000_000
+
 
 def train_defaults(outline: ModelOutline, data: DataOutline) -> TrainOptions:
     """Return the core's defaults for a short fine-tune, with no more images than there are."""
@@ -29,7 +32,7 @@ def train_defaults(outline: ModelOutline, data: DataOutline) -> TrainOptions:
     from core.pipeline.batches import DEFAULT_BATCH_SIZE
 
     train = sum(data.counts.get("train", ())) or trial.DEFAULT_TRAIN_IMAGES
-    val = sum(data.counts.get("val", ())) or trial.DEFAULT_VAL_IMAGES
+    val = sum(data.counts.get("val", ())) or MOST_VAL_IMAGES
     return TrainOptions(
         steps=trial.DEFAULT_STEPS,
         batch_size=DEFAULT_BATCH_SIZE,
@@ -38,7 +41,7 @@ def train_defaults(outline: ModelOutline, data: DataOutline) -> TrainOptions:
         seeds=trial.DEFAULT_SEEDS,
         image_size=outline.default_size,
         train_images=min(train, trial.DEFAULT_TRAIN_IMAGES),
-        val_images=min(val, trial.DEFAULT_VAL_IMAGES),
+        val_images=val,
     )
 
 

@@ -298,7 +298,7 @@ def _arms(curves: tuple[ArmCurve, ...], comparison: ABComparison | None) -> None
             difference = differences.get((arm, measure))
             row[title] = words.difference_line(difference) if difference else ""
         final = differences.get((arm, "final_val_accuracy"))
-        row["Verdict"] = words.clean(final.verdict) if final else ""
+        row["Verdict"] = words.clean(final.verdict or "") if final else ""
         rows.append(row)
     st.dataframe(
         pd.DataFrame(rows),

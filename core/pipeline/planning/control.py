@@ -18,9 +18,16 @@ from core.pipeline.progress import Progress
 from core.plan.algebra import compose_plans
 from core.plan.layers import random_layers
 from core.plan.making import check_plan
-from core.records import Evidence, LayerInfo, ModelOutline, ReinitPlan, RuleChoice, Target
+from core.records import (
+    RANDOM_CONTROL,
+    Evidence,
+    LayerInfo,
+    ModelOutline,
+    ReinitPlan,
+    RuleChoice,
+    Target,
+)
 from core.seeding import generator
-from core.trial.verdict import RANDOM_CONTROL
 
 
 def random_control(
