@@ -23,6 +23,7 @@ from core.records import (
 )
 from core.records.outline import stored_number
 from core.text import json_text, printable
+from core.trial.telling import bound_words
 
 if TYPE_CHECKING:
     from core.catalogue.attributions import MethodInfo
@@ -124,6 +125,7 @@ RUN_TITLES = {
     "preview": "Looking ahead",
     "after": "Measuring after the fine-tune",
     "attribute": "Looking what a layer carries",
+    "estimate": "Timing a few steps",
 }
 COMPANION_HELP = (
     "Bit masks of the single weights or units that the plan resets. Keep this file next to "
@@ -186,9 +188,50 @@ SIZE_HELP = (
 SEED_HELP = "Decides which images are drawn, and the values of the new head and of the fresh twin."
 
 SEEDS_HELP = (
-    "Every arm runs once for each seed. A seed fixes the new head and the order of the batches, "
-    "the same for all arms, so that they can be compared in pairs. Three or more give an "
-    "interval."
+    "Every arm runs once for each seed. A seed fixes the new head, the order of the batches and "
+    "the augmentation of every image, the same for all arms, so that they can be compared in pairs."
+)
+QUICK_SEEDS_HELP = SEEDS_HELP + (
+    " Up to seven seeds are a screening: an estimate with its interval, and nothing is claimed."
+)
+VERDICT_SEEDS_HELP = SEEDS_HELP + (
+    " A claim takes eight or more: with fewer, no pattern of signs of the differences is rare "
+    "enough (2 of 256 at eight seeds, 2 of 8 at three)."
+)
+OUTCOME_HELP = (
+    "What the verdict is about. It is named before the run, so that nobody can pick the best of "
+    "several afterwards; the other figures are shown as description."
+)
+MARGIN_HELP = (
+    "A difference that would not matter to you, in points of accuracy (of steps to target in "
+    "percent). Where the whole interval lies inside it, the arms are equivalent. 0 leaves no "
+    "difference that is too small."
+)
+SWEEP_HELP = (
+    "First trains the untouched network at five learning rates, and takes its best one for all "
+    "arms. Where a rate is too low for the untouched network, any reset looks like a gain."
+)
+RIVALS_HELP = (
+    "Each trains the network in another way, without your plan. A reset that gains no more than "
+    "these has shown nothing."
+)
+MORE_PLANS_HELP = "Plans that earlier runs of this network used or made: an arm each."
+OPTIMIZER_HELP = "Any optimiser of timm by its name: adamw, sgd, lion, lamb, muon and others."
+SCHEDULE_HELP = "How the learning rate falls after a warm-up of five steps, by timm's names."
+AUGMENT_HELP = (
+    "What is done to training images, drawn anew for every image and step, the same for all arms. "
+    "Leave out what would change the class: flips of digits, letters or sided anatomy."
+)
+FOREST_HELP = (
+    "A row is one comparison: the difference over paired seeds with its 95 % interval. The "
+    "intervals hold for all rows at once (sign flips over all rows, max-T). The band is the "
+    "margin: an interval inside it means equivalent. An interval that leaves out 0 is a claim, "
+    "once all seeds are done and there are eight or more."
+)
+RESOLVABLE_HELP = (
+    "The share of validation images that exactly one of the two arms has right, and the difference "
+    "below which luck of these images could be the reason: 1.96 standard errors over images. More "
+    "images lower it; more seeds do not."
 )
 
 LR_HELP = (
@@ -248,7 +291,8 @@ BAND_NOTE = (
 
 DIFFERENCES = {
     "final_val_accuracy": "Final accuracy",
-    "mean_val_accuracy": "Mean accuracy",
+    "mean_val_accuracy": "Accuracy over the run",
+    "steps_to_target": "Speed to target",
     "loss_gain": "Loss gain",
 }
 
@@ -257,6 +301,8 @@ DIFFERENCE_HELP = {
     "seed. In percentage points, with its 95 % interval.",
     "mean_val_accuracy": "This arm minus the untouched one, mean over all evaluations: faster "
     "learning shows here. In percentage points, with its 95 % interval.",
+    "steps_to_target": "Steps of the untouched arm to its final accuracy (mean over the other "
+    "seeds) over this arm's: above 1 is faster. Geometric mean over seeds, with its 95 % interval.",
     "loss_gain": "Training loss of the untouched arm minus this arm's, mean over steps: positive "
     "is better. In nats (cross-entropy with the natural logarithm), with its 95 % interval.",
 }
@@ -346,6 +392,23 @@ def short(number: float) -> str:
 def estimate(seconds: float) -> str:
     """Return how long a run will take, and what the guess is based on."""
     return f"About {duration(seconds)}, judging by the last run of this network here."
+
+
+def trial_estimate(quick: tuple[int, float], verdict: tuple[int, float]) -> str:
+    """Return how long both kinds of trial take: pairs of seeds and seconds."""
+    return (
+        f"Quick look with {quick[0]} seeds: about {roughly(quick[1])}. Verdict with {verdict[0]} "
+        f"seeds: about {roughly(verdict[1])}. Judging by a two-second probe on this machine."
+    )
+
+
+def roughly(seconds: float) -> str:
+    """Return a guessed duration without digits that nobody can know: "40 s", "3 min", "1.5 h"."""
+    if seconds < 55:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    if seconds < 55 * 60:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def percent(fraction: float) -> str:
@@ -678,6 +741,11 @@ def progress_line(
 
 def difference_line(difference: ArmDifference) -> str:
     """Return a difference with its interval: "+1.2 (-0.4 to +2.8)"."""
+    if difference.measure == "steps_to_target":
+        numbers = (difference.mean, difference.low, difference.high)
+        mean, low, high = ("?" if number is None else f"{number:.2f}" for number in numbers)
+        bound = bound_words(difference)
+        return f"{bound}{mean}" + ("" if difference.low is None else f" ({low} to {high})")
     scale, digits = (1.0, 3) if difference.measure == "loss_gain" else (100.0, 1)
 
     def signed(value: float) -> str:

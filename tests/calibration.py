@@ -20,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from core.files.curves import curves_of
 from core.records import (
     MARGINS,
     RANDOM_CONTROL,
@@ -39,6 +40,7 @@ from core.records import (
     TrialDesign,
 )
 from core.trial.paired import CLAIM_SEEDS, FUTILE
+from core.trial.telling import OUTCOME_WORDS
 from core.trial.verdict import compare_curves
 
 ROOT = Path(__file__).parent.parent
@@ -188,6 +190,78 @@ def synthetic(trials: int, workers: int, say: Callable[[str], None]) -> dict[str
     return {"model": model, "no_effect": null, "power": power}
 
 
+# Of a real trial: the untouched network against itself on blood cells, short, since nothing but its
+# noise matters.
+REAL = {"image_size": 64, "train": 160, "val": 144, "steps": 12, "batch_size": 16, "arms": 3}
+
+
+def real(trials: int, kept: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Return the share of real trials without a difference that claim one.
+
+    Args:
+        trials: How many, one after the other.
+        kept: File of the answers so far, a JSON line a trial; an interrupted calibration goes on.
+        say: Told of each.
+    """
+    from core.load import decode, open_images, resolve_data, resolve_model
+    from core.pipeline.arms import plan_arms
+    from core.pipeline.batches import outline_model
+    from core.pipeline.machine import choose_device, versions
+    from core.trial.arms import Images, Settings
+    from core.trial.engine import finetune
+
+    spec, data = resolve_model("tf_efficientnet_lite0"), resolve_data("bloodmnist")
+    images = open_images(data)
+    outline = outline_model(spec, classes=len(images.outline.classes))
+    prepared = outline.preprocessing
+    parts = [
+        decode(images, split, prepared, size=REAL["image_size"], limit=REAL[split], seed=0)
+        for split in ("train", "val")
+    ]
+    held = Images(
+        train=parts[0][0],
+        train_labels=parts[0][1],
+        val=parts[1][0],
+        val_labels=parts[1][1],
+        mean=prepared.mean,
+        std=prepared.std,
+    )
+    settings = Settings(
+        steps=REAL["steps"],
+        batch_size=REAL["batch_size"],
+        lr=outline.default_lr,
+        eval_every=REAL["steps"],
+    )
+    (untouched,) = plan_arms(spec, outline, {})
+    arms = [
+        replace(untouched, name=name, stream=stream)
+        for stream, name in enumerate([UNTOUCHED, *(f"again {i + 1}" for i in range(REAL["arms"]))])
+    ]
+    told = (
+        [json.loads(line) for line in kept.read_text("utf-8").splitlines()]
+        if (kept.exists())
+        else []
+    )
+    for number in range(len(told), trials):
+        seeds = tuple(range(CLAIM_SEEDS * number, CLAIM_SEEDS * (number + 1)))
+        steps = list(finetune(arms, held, settings, seeds=seeds, device=choose_device("cpu")))
+        design = TrialDesign(
+            arms=tuple(arm.name for arm in arms),
+            seeds=seeds,
+            steps=settings.steps,
+            val_images=len(held.val),
+        )
+        found = compare_curves(curves_of(steps), design)
+        told.append(
+            {"claim": any_claim(found), "p": min(row.p or 1.0 for row in found.differences)}
+        )
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told[-1]) + "\n")
+        say(f"real trial {number + 1}: {told[-1]}")
+    hits = sum(each["claim"] for each in told[:trials])
+    return {"network": outline.title, **REAL, "versions": versions(), **share(hits, trials)}
+
+
 def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['hits']} of {row['trials']}, {100 * row['share']:.1f} % "
@@ -203,16 +277,27 @@ class Table:
 
     def lines(self) -> list[str]:
         """Return it as Markdown."""
-        rows = ["| what | arms | share | 95 % interval | trials |", "|---|---|---|---|---|"]
+        rows = ["| no effect: any false claim | arms | share | 95 % interval | trials |"]
+        rows.append("|---|---|---|---|---|")
         for row in self.result["no_effect"]:
             looks = ", with looks" if row["looks"] else ""
-            rows.append(_table_row(f"any false claim, {row['outcome']}{looks}", row))
-        for row in self.result["power"]:
-            if not row["looks"]:
-                rows.append(_table_row(f"an effect of {100 * row['effect']:g} points found", row))
+            rows.append(_table_row(f"{OUTCOME_WORDS[row['outcome']]}{looks}", row))
         real = self.result.get("real")
         if real:
-            rows.append(_table_row(f"any false claim, {real['network']} against itself", real))
+            rows.append(_table_row(f"{real['network']} against itself", real))
+        effects = sorted({row["effect"] for row in self.result["power"]})
+        names = " | ".join(
+            f"{100 * effect:g} point{'' if effect == 0.01 else 's'}" for effect in effects
+        )
+        rows += ["", f"| an effect is found | {names} |", "|---" * (len(effects) + 1) + "|"]
+        for arms in sorted({row["arms"] for row in self.result["power"]}):
+            shares = {
+                row["effect"]: f"{100 * row['share']:.0f} %"
+                for row in self.result["power"]
+                if row["arms"] == arms and not row["looks"]
+            }
+            cells = " | ".join(shares[effect] for effect in effects)
+            rows.append(f"| {arms} arm{'' if arms == 1 else 's'} | {cells} |")
         return rows
 
 
@@ -227,8 +312,8 @@ def with_table(readme: str, result: dict[str, Any]) -> str:
     """Return the README with the table between its marks."""
     table = "\n".join(Table(result).lines())
     return re.sub(
-        r"(<!-- calibration -->\n).*?(\n<!-- /calibration -->)",
-        lambda found: f"{found[1]}{table}{found[2]}",
+        r"(<!-- calibration -->\n).*?(<!-- /calibration -->)",
+        lambda found: f"{found[1]}{table}\n{found[2]}",
         readme,
         flags=re.DOTALL,
     )
@@ -239,10 +324,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.calibration")
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--real", type=int, default=0, help="real trials besides")
+    parser.add_argument(
+        "--kept", type=Path, default=ROOT / ".limber" / "calibration.jsonl", help="of real trials"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
     kept: dict[str, Any] = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
-    kept.update(synthetic(options.trials, options.workers, lambda line: print(line, flush=True)))
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if options.trials:
+        kept.update(synthetic(options.trials, options.workers, say))
+    if options.real:
+        options.kept.parent.mkdir(parents=True, exist_ok=True)
+        kept["real"] = real(options.real, options.kept, say)
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text("utf-8"), kept), encoding="utf-8")
     options.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return 0
 

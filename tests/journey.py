@@ -56,6 +56,29 @@ def settled(page: Page) -> None:
     assert page.locator("[data-testid=stException]").count() == 0, page.inner_text("body")
 
 
+def start_trial(page: Page, seeds: int, **fields: int) -> None:
+    """Set up a quick look on the page Watch and start it.
+
+    Args:
+        page: On Watch, with a plan.
+        seeds: How many.
+        fields: Labels of other fields in lower case with "_" for spaces, and their values.
+    """
+    page.get_by_text("Settings", exact=True).click()
+    labels = {
+        "steps": "Steps",
+        "batch_size": "Batch size",
+        "image_size": "Image size (px)",
+        "training_images": "Training images",
+        "validation_images": "Validation images",
+        "validate_every": "Validate every (steps)",
+    }
+    for name, value in fields.items():
+        fill(page, labels[name], str(value))
+    fill(page, "Seeds, quick look", str(seeds))
+    page.get_by_role("button", name=f"Quick look, {seeds} seeds", exact=True).click()
+
+
 def fill(page: Page, label: str, value: str) -> None:
     """Type into the field of that label and leave it."""
     # A heading of the page that is still there may bear the same name.

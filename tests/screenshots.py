@@ -37,16 +37,15 @@ def _work(page: Page) -> str:
     page.get_by_role("button", name="Add", exact=True).click()
     expect(sidebar).to_contain_text("6 layers,", timeout=journey.PATIENCE_MS)
     journey.go(page, "Watch")
-    for label, value in (
-        ("Steps", "30"),
-        ("Seeds", "0, 1"),
-        ("Image size (px)", "64"),
-        ("Training images", "256"),
-        ("Validation images", "96"),
-        ("Validate every (steps)", "5"),
-    ):
-        journey.fill(page, label, value)
-    page.get_by_role("button", name="Start", exact=True).click()
+    journey.start_trial(
+        page,
+        2,
+        steps=30,
+        image_size=64,
+        training_images=256,
+        validation_images=96,
+        validate_every=5,
+    )
     expect(page.get_by_role("heading", name="Verdict", exact=True)).to_be_visible(
         timeout=2 * journey.PATIENCE_MS
     )

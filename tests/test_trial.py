@@ -421,9 +421,9 @@ def test_settings_that_cannot_train_are_refused(changed: dict[str, Any], says: s
 def test_the_untouched_default_network_learns_in_a_short_run() -> None:
     """The embedded default at its own learning rate, on fewer and smaller images.
 
-    Measured over four seeds: validation accuracy 0.50 to 0.58 after 30 steps, and the last
-    five losses at most 0.34 of the first five. Chance is 0.125;
-    96 images leave a standard error of 0.05.
+    Measured over four seeds: validation accuracy 0.56 to 0.61 after 30 steps, and the last five
+    losses at most 0.73 of the first five. Chance is 0.125; the first loss is that of a head that
+    knows nothing, ln 8 = 2.08; 96 images leave a standard error of 0.05.
     """
     spec = resolve_model("tf_efficientnet_lite0")
     rate = outline_model(spec, classes=8).default_lr
@@ -444,10 +444,11 @@ def test_the_untouched_default_network_learns_in_a_short_run() -> None:
     )
 
     losses = [step.train_loss for step in steps if step.train_loss is not None]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert losses[0] == pytest.approx(math.log(8), abs=0.2)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     accuracies = [step.val_accuracy for step in steps if step.val_accuracy is not None]
     assert accuracies[0] < 0.3
-    assert accuracies[-1] > 0.4
+    assert accuracies[-1] > 0.45
 
 
 # What a trial refuses

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from core.records import ModelOutline, Note, Preprocessing
 from dashboard import store, words
 from dashboard.store import workspace as workspace_room
 from dashboard.store.runs import RunQueue
+from tests.calibration import drawn_trial
 from tests.pages import (
     HOSTILE,
     HOSTILE_FILE,
@@ -360,22 +362,100 @@ def test_watch_starts_a_run_and_shows_it_after_a_reload(
 
     app.button(key="train_start").click().run()
     assert_well(app)
-    wait_until(lambda: fresh_queue.live()[0].total == 60)
+    wait_until(lambda: [r.total for r in fresh_queue.live() if r.kind == "finetune"] == [60])
     reloaded = open_app("watch")
 
     assert "Verdict so far" in shown(reloaded)
     assert reloaded.button(key="stop_finetune")
 
 
-def test_watch_refuses_seeds_it_cannot_read() -> None:
+def test_a_verdict_takes_eight_seeds_and_a_quick_look_three(
+    worker: Callable[[str], None], fresh_queue: RunQueue
+) -> None:
+    worker(WAIT_FOR_STOP)
+    space().change_picks(layers=PICKED)
+
+    for button, seeds in (("train_start", 3), ("train_verdict", 8)):
+        app = open_app("watch")
+        app.button(key=button).click().run()
+        assert_well(app)
+        run = fresh_queue.runs(space().folder, "finetune")[0]
+        assert run.facts["seeds"] == list(range(seeds))
+        fresh_queue.stop(run.id)
+        wait_until(lambda: not fresh_queue.live())
+
+
+def test_watch_times_a_few_steps_before_the_start(
+    worker: Callable[[str], None], fresh_queue: RunQueue
+) -> None:
+    pace = {
+        "step_s": 0.5,
+        "image_s": 0.01,
+        "read_s": 0.0,
+        "build_s": 0.0,
+        "batch_size": 32,
+        "image_size": 112,
+        "device": "cpu",
+    }
+    worker(f"say(event='done', pace={pace!r})\n")
+    space().change_picks(layers=PICKED)
+
+    app = open_app("watch")
+    assert_well(app)
+    wait_until(lambda: not fresh_queue.live())
+    app.run()
+
+    assert [run.kind for run in fresh_queue.runs(space().folder)] == ["estimate"]
+    assert "Quick look with 3 seeds: about" in shown(app).replace("\\", "")
+    assert "two-second probe" in shown(app).replace("\\", "")
+
+
+def test_rivals_outcome_and_recipe_reach_the_command_line(
+    worker: Callable[[str], None], fresh_queue: RunQueue
+) -> None:
+    worker(WAIT_FOR_STOP)
     space().change_picks(layers=PICKED)
     app = open_app("watch")
+    app.pills(key="train_rivals").set_value(["lp-ft", "llrd"]).run()
+    app.selectbox(key="train_outcome").set_value("auc").run()
+    app.number_input(key="train_margin_auc").set_value(2.0).run()
+    app.pills(key="train_augment").set_value(["crop"]).run()
+    app.checkbox(key="train_sweep").set_value(True).run()
 
-    app.text_input(key="train_seeds").set_value("one, two").run()
+    app.button(key="train_start").click().run()
 
     assert_well(app)
-    assert "whole numbers" in app.error[0].value
-    assert app.button(key="train_start").disabled
+    options = space().train_options
+    assert options is not None
+    assert (options.rivals, options.random_control) == (("lp-ft", "llrd"), False)
+    assert (options.outcome, options.margin, options.sweep) == ("auc", 2.0, True)
+    assert options.augment == ("crop",)
+
+
+def test_a_run_of_another_plan_is_marked(fresh_queue: RunQueue) -> None:
+    space().change_picks(layers=PICKED)
+    put_run("finetune", facts={"choice": space().choice.model_dump(mode="json")})
+
+    app = open_app("watch")
+
+    assert_well(app)
+    assert "not of your current plan" in app.info[0].value
+
+
+def test_a_trial_shows_its_forest_plot_and_what_to_do_next() -> None:
+    curves, design = drawn_trial(1, 2, effect=0.05)
+    folder = put_run("finetune")
+    lines = [{"event": "record", "record": {"design": design.model_dump(mode="json")}}]
+    lines += [{"event": "step", **asdict(step)} for curve in curves for step in curve.steps]
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    app = open_app("watch")
+
+    assert_well(app)
+    text = shown(app).replace("\\", "")
+    assert '"plan 1" is better than the untouched network' in text
+    assert 'Next: Export "plan 1"' in text
 
 
 @pytest.mark.parametrize(
@@ -609,7 +689,7 @@ def _is_ours(node: ast.expr) -> bool:
 
 
 # Sentences that words makes of numbers alone.
-NUMBERS = {"count", "short", "estimate", "percent", "duration", "figure"}
+NUMBERS = {"count", "short", "estimate", "trial_estimate", "percent", "duration", "figure"}
 
 
 def _is_shown(part: ast.FormattedValue) -> bool:

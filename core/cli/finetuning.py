@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cli.events import Events
 from core.cli.options import (
@@ -23,6 +24,11 @@ from core.cli.options import (
 )
 from core.cli.terminal import say
 from core.errors import OptionError, PlanError
+
+if TYPE_CHECKING:
+    from core.pipeline.progress import Progress
+    from core.records import DataSpec, ModelSpec
+    from core.trial.arms import Settings
 
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:
@@ -97,7 +103,12 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     tune.add_argument("--train-images", type=whole_number, help="at most so many (default 600)")
     tune.add_argument("--val-images", type=whole_number, help="at most so many (default all)")
     tune.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    tune.add_argument("--out", type=Path, required=True, help="folder for the run")
+    tune.add_argument("--out", type=Path, help="folder for the run")
+    tune.add_argument(
+        "--estimate",
+        action="store_true",
+        help="train for two seconds, say how long the run would take, and write nothing",
+    )
     add_events(tune)
     tune.set_defaults(run=_finetune)
 
@@ -112,8 +123,11 @@ def _check_run(options: argparse.Namespace) -> None:
 
 
 def _finetune(options: argparse.Namespace, events: Events) -> None:
-    check_out(options, folder=True)
-    _check_run(options)
+    if options.out is None and not options.estimate:
+        raise OptionError("--out is missing. Give a folder for the run.")
+    if not options.estimate:
+        check_out(options, folder=True)
+        _check_run(options)
     import core
     from core.catalogue.trials import augmentations, find_rival
     from core.files.plans import read_plan
@@ -151,6 +165,9 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
             ema=options.ema,
         ),
     )
+    if options.estimate:
+        _estimate(options, spec, data, settings, images.counts, progress, events)
+        return
     if "random" in rivals:
         sight = core.Sight(data=data, samples=options.train_images, image_size=options.image_size)
         control = core.random_control(plans[0], seed=0, sight=sight, progress=progress)
@@ -205,3 +222,51 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
             say(f"  {comparison.what_next}")
     for caveat in comparison.caveats if len(record.arms) > 1 else images.caveats:
         say(f"  {caveat}")
+
+
+def _estimate(
+    options: argparse.Namespace,
+    spec: ModelSpec,
+    data: DataSpec,
+    settings: Settings,
+    counts: Mapping[str, Sequence[int]],
+    progress: Progress,
+    events: Events,
+) -> None:
+    """Say how long the run would take."""
+    from core.pipeline import trial as trials
+    from core.pipeline.estimating import measure_pace
+    from core.pipeline.sweeping import SWEEP_ARMS
+
+    pace = measure_pace(
+        spec,
+        data,
+        settings=settings,
+        image_size=options.image_size,
+        device=options.device,
+        progress=progress,
+    )
+    limits = (
+        trials.DEFAULT_TRAIN_IMAGES if options.train_images is None else options.train_images,
+        options.val_images,
+    )
+    train, val = (
+        there if limit is None else min(limit, there)
+        for limit, there in zip(
+            limits, (sum(counts.get(split, ())) for split in ("train", "val")), strict=True
+        )
+    )
+    arms = 1 + len(options.plan) + len(options.rival) + options.random_control
+    seconds = pace.seconds(
+        arms=arms,
+        seeds=len(options.seeds or trials.DEFAULT_SEEDS),
+        steps=settings.steps,
+        eval_every=settings.eval_every,
+        images=(train, val),
+        sweep=SWEEP_ARMS if options.sweep else 0,
+    )
+    events.emit("done", pace=as_json(pace), seconds=seconds)
+    say(
+        f"About {seconds:.0f} s for {arms} arms on {pace.device}: {1000 * pace.step_s:.0f} ms a "
+        f"step of {pace.batch_size} images of {pace.image_size} px."
+    )

@@ -18,6 +18,9 @@ from core.trial.probe import Probe, linear_probe
 
 # Seeds of each rate.
 SWEEP_SEEDS = 2
+SWEEP_RATES = 5
+# Runs of the untouched network, where no edge is passed.
+SWEEP_ARMS = SWEEP_SEEDS * SWEEP_RATES
 
 
 def sweep_rates(
@@ -47,7 +50,9 @@ def sweep_rates(
     # Whole numbers that a person hardly types, so that no seed of the trial chose its own rate.
     seeds = tuple(s for s in range(7_000, 7_100) if s not in trial_seeds)[:SWEEP_SEEDS]
     accuracies: dict[float, float] = {}
-    wanted = [settings.lr * RATE_STEP**power for power in range(-2, 3)]
+    wanted = [
+        settings.lr * RATE_STEP**power for power in range(-(SWEEP_RATES // 2), SWEEP_RATES // 2 + 1)
+    ]
     done, total = 0, len(wanted) * len(seeds) * settings.steps
     for _ in range(3):
         for rate in wanted:

@@ -152,7 +152,7 @@ def prepare_trial(
         if plan is not None:
             plans_by_arm[arm.name] = plan
     progress.phase("reading the images")
-    pixels = _pixels(
+    pixels = read_pixels(
         images, outline, size=size, train=train_images, val=val_images, progress=progress
     )
     probe = fitted_probe(spec, outline, pixels, place, progress) if len(arms) > 1 else None
@@ -256,20 +256,29 @@ def _keeper(folder: Path | None, record: RunRecord) -> Callable[[str, int, nn.Mo
     return keep
 
 
-def _pixels(
+def read_pixels(
     images: ImageSet,
     outline: ModelOutline,
     *,
     size: int,
     train: int | None,
     val: int | None,
-    progress: Progress,
+    progress: Progress | None = None,
 ) -> Images:
     """Return the images of both parts, decoded, at most so many of each.
+
+    Args:
+        images: The opened set.
+        outline: The network, for what it takes.
+        size: Side in pixels.
+        train: At most so many; None takes all.
+        val: As above, for validation.
+        progress: Progress and stop.
 
     Raises:
         LimberError: Too few are wanted, one cannot be read, or stopped.
     """
+    told = progress or Progress()
     decoded: list[tuple[Tensor, Tensor]] = []
     for split, limit in (("train", train), ("val", val)):
         if limit is not None and limit < 2:
@@ -282,7 +291,7 @@ def _pixels(
                 size=size,
                 limit=limit,
                 seed=0,
-                on_progress=lambda done, total: tick(progress, done, total, "images read"),
+                on_progress=lambda done, total: tick(told, done, total, "images read"),
             )
         )
     (train_pixels, train_labels), (val_pixels, val_labels) = decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -118,6 +119,56 @@ class TrialDesign(Value):
     probe: float | None = None
     probe_slack: float = 0.0
     sweep: RateSweep | None = None
+
+
+class Pace(Value):
+    """How long the parts of a fine-tune take on one machine, in seconds.
+
+    Attributes:
+        step_s: One training step of one arm.
+        image_s: One validation image of one arm.
+        read_s: Reading one image.
+        build_s: Making one network.
+        batch_size: Images a step.
+        image_size: Side in pixels.
+        device: "cpu" or "cuda".
+    """
+
+    step_s: float
+    image_s: float
+    read_s: float
+    build_s: float
+    batch_size: int
+    image_size: int
+    device: str
+
+    def seconds(
+        self,
+        *,
+        arms: int,
+        seeds: int,
+        steps: int,
+        eval_every: int,
+        images: tuple[int, int],
+        sweep: int = 0,
+    ) -> float:
+        """Return how long a trial takes.
+
+        Args:
+            arms: With the untouched one.
+            seeds: Of the trial.
+            steps: Of each arm.
+            eval_every: Steps from one evaluation to the next.
+            images: For training and for validation.
+            sweep: Arms and seeds of a sweep of rates before it.
+        """
+        train, val = images
+        evaluations = 1 + math.ceil(steps / eval_every)
+        one = self.build_s + steps * self.step_s
+        trial = arms * seeds * (one + evaluations * val * self.image_s)
+        before = sweep * (one + 2 * val * self.image_s)
+        # The images are read once, and the linear probe looks at each.
+        return trial + before + (train + val) * (self.read_s + self.image_s)
 
 
 class ArmDifference(Value):

@@ -197,10 +197,14 @@ def amount(row: ArmDifference, outcome: Outcome) -> str:
     """Return a difference of the primary outcome in words, in its unit."""
     if outcome != "steps":
         return f"{_points(f'{100 * row.mean:+.1f}')} of {OUTCOME_WORDS[outcome]}"
+    return f"{bound_words(row)}{row.mean:.2f} times the speed to the target"
+
+
+def bound_words(row: ArmDifference) -> str:
+    """Return "at least " or "at most " where a target that was not reached makes it a bound."""
     arm, rival = row.unreached
     # Where both are missing somewhere, the ratio is a bound on neither side.
-    bound = "at least " if rival > arm == 0 else "at most " if arm > rival == 0 else ""
-    return f"{bound}{row.mean:.2f} times the speed to the target"
+    return "at least " if rival > arm == 0 else "at most " if arm > rival == 0 else ""
 
 
 def _points(number: str) -> str:

@@ -3,6 +3,7 @@
 from dashboard.charts.axes import heatmap_height
 from dashboard.charts.curves import Measure, arm_order, curve_figure, spark
 from dashboard.charts.folding import FOLDED, folded, stages
+from dashboard.charts.forest import forest_figure, forest_height, forest_rows
 from dashboard.charts.images import class_bars, intensity_bars
 from dashboard.charts.inside import (
     Spread,
@@ -34,6 +35,9 @@ __all__ = [
     "class_bars_of",
     "curve_figure",
     "folded",
+    "forest_figure",
+    "forest_height",
+    "forest_rows",
     "gradient_figure",
     "head_bars",
     "heat_picture",

@@ -1,6 +1,6 @@
 """The only door to session state, caches, the workspace on disk, and background runs."""
 
-from dashboard.store.estimates import finetune_seconds, measure_seconds
+from dashboard.store.estimates import estimate_run, finetune_seconds, measure_seconds
 from dashboard.store.measurements import (
     Stored,
     diagnosis_of,
@@ -24,6 +24,8 @@ from dashboard.store.own_runs import (
     trained_run,
 )
 from dashboard.store.present_plan import (
+    earlier_plans,
+    is_present_plan,
     made_for_other_images,
     pick_size,
     plan_model,
@@ -51,6 +53,7 @@ from dashboard.store.starts import (
     attribute_run,
     start_apply,
     start_attribute,
+    start_estimate,
     start_finetune,
     start_measure,
     start_plan,
@@ -105,10 +108,13 @@ __all__ = [
     "data_outline",
     "dataset_entries",
     "diagnosis_of",
+    "earlier_plans",
+    "estimate_run",
     "finetune_seconds",
     "guarded",
     "images",
     "inside_of",
+    "is_present_plan",
     "is_stale",
     "is_upload",
     "latest_diagnosis",
@@ -143,6 +149,7 @@ __all__ = [
     "set_pulse",
     "start_apply",
     "start_attribute",
+    "start_estimate",
     "start_finetune",
     "start_measure",
     "start_plan",

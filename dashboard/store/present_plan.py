@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import core
-from core.errors import LimberError
+from core.errors import LimberError, PlanError
 from core.plan.making import PlanSize
 from core.records import Evidence, ModelOutline, Pattern, ReinitPlan
 from dashboard.store.measurements import is_stale, latest_diagnosis
 from dashboard.store.memo import Memo
+from dashboard.store.own_runs import all_runs
+from dashboard.store.runs import RunView
 from dashboard.store.session import current
 from dashboard.store.values import changed_at, data_outline, scheme_infos, size_of
+from dashboard.store.workspace import Choice
 
-_plans: Memo[ReinitPlan] = Memo(max_entries=8)
+# Plans of earlier runs that are offered for another one.
+MOST_EARLIER = 12
+
+_plans: Memo[ReinitPlan | None] = Memo(max_entries=24)
 _sizes: Memo[PlanSize] = Memo(max_entries=32)
 
 
@@ -35,7 +44,53 @@ def present_plan(outline: ModelOutline) -> ReinitPlan:
         return core.resealed(core.read_plan(path).model_copy(update=words))
 
     # Sealing hashes megabytes of companion, so it runs once per change, not once per rerun.
-    return _plans.get((str(path), changed_at(str(path)), picks.name, picks.freeze), read)
+    plan = _plans.get((str(path), changed_at(str(path)), picks.name, picks.freeze), read)
+    if plan is None:
+        raise PlanError("The plan's file is gone. Make the plan again.")
+    return plan
+
+
+def plan_digest(plan: ReinitPlan) -> str:
+    """Return the SHA-256 of a plan's JSON."""
+    return hashlib.sha256(core.plan_json(plan).encode()).hexdigest()
+
+
+def is_present_plan(run: RunView, outline: ModelOutline) -> bool:
+    """Whether a fine-tune was started with the present plan."""
+    try:
+        return run.facts.get("plan_sha256") == plan_digest(present_plan(outline))
+    except LimberError:
+        return False
+
+
+def earlier_plans(outline: ModelOutline) -> dict[str, ReinitPlan]:
+    """Return plans that earlier runs of this network used or made, newest first, by a label.
+
+    The present plan is left out, and so are those that cannot be read.
+    """
+    wanted = current().choice.model_key
+    seen = {plan_digest(present_plan(outline))}
+    found: dict[str, ReinitPlan] = {}
+    for run in all_runs():
+        path = run.folder / "plan.json"
+        if run.kind not in ("finetune", "plan") or len(found) >= MOST_EARLIER:
+            continue
+        try:
+            if Choice.model_validate(run.facts.get("choice", {})).model_key != wanted:
+                continue
+            plan = _plans.get((str(path), changed_at(str(path)), "", ()), partial(_read, path))
+        except (LimberError, ValueError):
+            continue
+        if plan is None or plan_digest(plan) in seen:
+            continue
+        seen.add(plan_digest(plan))
+        when = time.strftime("%d %b %H:%M", time.localtime(run.created))
+        found[f"{plan.name}, {when}"] = plan
+    return found
+
+
+def _read(path: Path) -> ReinitPlan | None:
+    return core.read_plan(path) if path.is_file() else None
 
 
 def plan_rule(outline: ModelOutline) -> str | None:

@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.errors import error_told
-from core.records import ArmCurve, StepRecord
+from core.records import ArmCurve, StepRecord, TrialDesign
 from dashboard.store.workspace import write_atomically
 from dashboard.words import sentence
 
 log = logging.getLogger("limber.runs")
 
-RunKind = Literal["measure", "finetune", "apply", "plan", "preview", "attribute", "after"]
+RunKind = Literal[
+    "measure", "finetune", "apply", "plan", "preview", "attribute", "after", "estimate"
+]
 RunState = Literal["queued", "running", "stopping", "done", "stopped", "failed"]
 LIVE: frozenset[str] = frozenset({"queued", "running", "stopping"})
 RUN_ID = re.compile(r"[a-z]{3,10}-[0-9]{8}-[0-9]{6}-[0-9a-f]{4,16}")
@@ -58,6 +60,7 @@ class RunView:
         wall_s: Seconds it has run.
         done, total, unit, eta_s: Progress as the worker last told it; total is 0 before that.
         message: The one sentence to show when it failed.
+        design: What a fine-tune is judged by; None before it says so, and of earlier versions.
         result: What the worker returned when it was done.
         queue_place: How many runs are before it in its lane; 0 when it is not waiting.
     """
@@ -80,6 +83,7 @@ class RunView:
     message: str | None = None
     steps: tuple[StepRecord, ...] = ()
     caveats: tuple[str, ...] = ()
+    design: TrialDesign | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
     queue_place: int = 0
 
@@ -306,7 +310,12 @@ def _fold(run: Run, event: Mapping[str, Any]) -> None:
     kind = event["event"]
     if kind == "record":
         caveats = tuple(map(str, event["record"].get("caveats", ())))
-        run.view = replace(run.view, caveats=caveats)
+        design = event["record"].get("design")
+        run.view = replace(
+            run.view,
+            caveats=caveats,
+            design=None if design is None else TrialDesign.model_validate(design),
+        )
     elif kind == "step":
         run.steps.append(
             StepRecord(
@@ -316,6 +325,7 @@ def _fold(run: Run, event: Mapping[str, Any]) -> None:
                 train_loss=_number(event["train_loss"]),
                 val_accuracy=_number(event["val_accuracy"]),
                 wall_s=float(event["wall_s"]),
+                answers=None if event.get("answers") is None else str(event["answers"]),
             )
         )
     elif kind == "progress":

@@ -67,6 +67,7 @@ LANES: Mapping[RunKind, Lane] = {
     "plan": "light",
     "preview": "light",
     "attribute": "light",
+    "estimate": "light",
     "apply": "light",
 }
 SLOTS: Mapping[Lane, int] = {"device": 1, "light": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import core
 from core.records import DataOutline, ModelOutline, ReinitPlan
 from dashboard.store import runs
 from dashboard.store.measurements import is_stale, latest_diagnosis
-from dashboard.store.own_runs import all_runs, trained_of
+from dashboard.store.own_runs import all_runs, live_runs, stop_run, trained_of
+from dashboard.store.present_plan import plan_digest
 from dashboard.store.runs import RunKind, RunView
 from dashboard.store.session import current
 from dashboard.store.values import (
@@ -74,11 +75,80 @@ def start_measure(options: MeasureOptions) -> str:
     )
 
 
-def start_finetune(options: TrainOptions, plan: ReinitPlan) -> str:
-    """Put a fine-tune of the plan against the untouched network into the queue."""
+def start_finetune(
+    options: TrainOptions, plan: ReinitPlan, others: Sequence[ReinitPlan] = ()
+) -> str:
+    """Put a fine-tune of plans against the untouched network into the queue.
+
+    Args:
+        options: How to train and what to judge; kept for the next time.
+        plan: The present plan; a random control takes its size.
+        others: More plans, an arm each.
+    """
     space = current()
     choice = space.choice
     space.set_train(options)
+    # Both at once would slow each other down, and time the wrong thing.
+    for timing in live_runs("estimate"):
+        stop_run(timing.id)
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["finetune", *_model_arguments(choice), "--data", choice.data]
+        arguments += ["--plan", _write_plan(plan, folder)]
+        for number, other in enumerate(others, start=2):
+            arguments += ["--plan", _write_plan(other, folder, name=f"plan {number}.json")]
+        if options.random_control:
+            arguments.append("--random-control")
+        if options.keep_weights:
+            arguments.append("--keep-weights")
+        for rival in options.rivals:
+            arguments += ["--rival", rival]
+        arguments += _training_arguments(options)
+        arguments += ["--seeds", ",".join(map(str, options.seeds)) + ","]
+        return [*arguments, "--out", str(folder), *_worker_files(folder)]
+
+    return _start(
+        "finetune",
+        argv,
+        {
+            "plan": plan.name,
+            "plan_sha256": plan_digest(plan),
+            "layers": [target.layer for target in plan.targets],
+            "others": [other.name for other in others],
+            "rivals": list(options.rivals),
+            "outcome": options.outcome,
+            "steps": options.steps,
+            "seeds": list(options.seeds),
+            "random_control": options.random_control,
+            "batch_size": options.batch_size,
+            "image_size": options.image_size,
+        },
+    )
+
+
+def start_estimate(options: TrainOptions) -> str:
+    """Put two seconds of a fine-tune into the queue, to be timed."""
+    choice = current().choice
+
+    def argv(folder: Path) -> list[str]:
+        arguments = ["finetune", "--estimate", *_model_arguments(choice), "--data", choice.data]
+        return [*arguments, *_training_arguments(options), *_worker_files(folder)]
+
+    return _start("estimate", argv, pace_facts(options))
+
+
+def pace_facts(options: TrainOptions) -> dict[str, object]:
+    """Return what the time of a step depends on."""
+    return {
+        "batch_size": options.batch_size,
+        "image_size": options.image_size,
+        "device": options.device,
+        "optimizer": options.optimizer,
+        "augment": list(options.augment),
+    }
+
+
+def _training_arguments(options: TrainOptions) -> list[str]:
     numbers = {
         "--steps": options.steps,
         "--batch-size": options.batch_size,
@@ -87,32 +157,15 @@ def start_finetune(options: TrainOptions, plan: ReinitPlan) -> str:
         "--image-size": options.image_size,
         "--train-images": options.train_images,
         "--val-images": options.val_images,
+        "--device": options.device,
+        "--outcome": options.outcome,
+        "--optimizer": options.optimizer,
+        "--schedule": options.schedule,
+        "--augment": ",".join(options.augment) or "none",
     }
-
-    def argv(folder: Path) -> list[str]:
-        arguments = ["finetune", *_model_arguments(choice), "--data", choice.data]
-        arguments += ["--plan", _write_plan(plan, folder)]
-        if options.random_control:
-            arguments.append("--random-control")
-        if options.keep_weights:
-            arguments.append("--keep-weights")
-        arguments += _flags(numbers)
-        arguments += ["--seeds", ",".join(map(str, options.seeds)), "--device", options.device]
-        return [*arguments, "--out", str(folder), *_worker_files(folder)]
-
-    return _start(
-        "finetune",
-        argv,
-        {
-            "plan": plan.name,
-            "layers": [target.layer for target in plan.targets],
-            "steps": options.steps,
-            "seeds": list(options.seeds),
-            "random_control": options.random_control,
-            "batch_size": options.batch_size,
-            "image_size": options.image_size,
-        },
-    )
+    if options.margin is not None:
+        numbers["--margin"] = options.margin
+    return [*_flags(numbers), *(["--sweep"] if options.sweep else [])]
 
 
 def start_apply(plan: ReinitPlan) -> str:
@@ -273,8 +326,8 @@ def _model_arguments(choice: Choice) -> list[str]:
     return arguments
 
 
-def _write_plan(plan: ReinitPlan, folder: Path) -> str:
-    path = folder / "plan.json"
+def _write_plan(plan: ReinitPlan, folder: Path, *, name: str = "plan.json") -> str:
+    path = folder / name
     core.write_plan(plan, path)
     return str(path)
 

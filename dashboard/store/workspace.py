@@ -23,9 +23,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from core.catalogue.trials import DEFAULT_AUGMENT
 from core.files.claims import lock
 from core.files.disk import trouble
-from core.records import Pattern
+from core.records import Outcome, Pattern
 from core.records.plan import RuleChoice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,14 @@ class TrainOptions(_Value):
     device: str = "auto"
     random_control: bool = True
     keep_weights: bool = True
+    rivals: tuple[str, ...] = ()
+    outcome: Outcome = "final"
+    # In points of accuracy, of steps in percent; None takes the outcome's own.
+    margin: float | None = None
+    sweep: bool = False
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    augment: tuple[str, ...] = DEFAULT_AUGMENT
 
 
 class Picks(_Value):
