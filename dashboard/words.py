@@ -237,7 +237,7 @@ RESOLVABLE_HELP = (
 LR_HELP = (
     "Highest learning rate. A baseline that learns slowly makes any disturbance look like a "
     "speed-up, so compare at a rate at which the untouched network learns well. The new head "
-    "learns at 0.001 or more."
+    "learns at 0.003 or more."
 )
 
 

@@ -192,7 +192,7 @@ def synthetic(trials: int, workers: int, say: Callable[[str], None]) -> dict[str
 
 # Of a real trial: the untouched network against itself on blood cells, short, since nothing but its
 # noise matters.
-REAL = {"image_size": 64, "train": 160, "val": 144, "steps": 12, "batch_size": 16, "arms": 3}
+REAL = {"image_size": 32, "train": 160, "val": 144, "steps": 12, "batch_size": 16, "arms": 3}
 
 
 def real(trials: int, kept: Path, say: Callable[[str], None]) -> dict[str, Any]:

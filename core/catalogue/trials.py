@@ -185,7 +185,7 @@ AUGMENTATIONS: tuple[AugmentationInfo, ...] = (
     AugmentationInfo(
         name="crop",
         title="Crop",
-        does="A part of 60 to 100 % of the area, at 3:4 to 4:3, resized to the whole.",
+        does="A part of 80 to 100 % of the area, at 3:4 to 4:3, resized to the whole.",
         careful="where size tells the class",
     ),
     AugmentationInfo(

@@ -78,7 +78,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     )
     tune.add_argument("--lr", type=real_number, help="learning rate (default: the model's)")
     tune.add_argument(
-        "--head-lr", type=real_number, help="learning rate of the new head (default: 1e-3 at least)"
+        "--head-lr", type=real_number, help="learning rate of the new head (default: 3e-3 at least)"
     )
     tune.add_argument("--optimizer", default="adamw", help="timm's name (default adamw)")
     tune.add_argument(

@@ -43,7 +43,7 @@ SHORT_RUN_SIZE = 128
 LARGER_SIZES = (160, 192, 224, 256, 288, 320, 384)
 SMALLEST_PATCH = 8
 LR_WITH_BATCH_NORM = 1e-3
-LR_WITHOUT = 5e-5
+LR_WITHOUT = 2e-5
 # A state may hold so many times what the model takes: other towers, averages of the weights.
 MOST_STATE = 8
 # timm families whose position embedding can be interpolated in the forward pass, so that the

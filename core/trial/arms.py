@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core.catalogue.trials import DEFAULT_AUGMENT, Augmentation
 from core.errors import OptionError
 
-HEAD_LR = 1e-3
+HEAD_LR = 3e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from core.catalogue.trials import Augmentation
 
 _MADE: dict[Augmentation, Callable[[int], v2.Transform]] = {
     "crop": lambda side: v2.RandomResizedCrop(
-        side, scale=(0.6, 1.0), ratio=(3 / 4, 4 / 3), antialias=True
+        side, scale=(0.8, 1.0), ratio=(3 / 4, 4 / 3), antialias=True
     ),
     "flip": lambda _: v2.RandomHorizontalFlip(),
     "colour": lambda _: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
