@@ -228,6 +228,27 @@ FOREST_HELP = (
     "margin: an interval inside it means equivalent. An interval that leaves out 0 is a claim, "
     "once all seeds are done and there are eight or more."
 )
+TRIAL_WORDS = {
+    "Screening": "A trial of up to seven seeds. It shows estimates with intervals and claims "
+    "nothing: with so few seeds no pattern of signs is rare enough.",
+    "Better, worse": "With all planned seeds, eight at least, the 95 % interval leaves out no "
+    "difference, jointly over all comparisons: in at most 5 % of trials without any difference is "
+    "there any such claim. Sign flips of whole seeds, max-T (Westfall and Young 1993).",
+    "Equivalent": "The whole interval lies inside the margin: whatever difference there is does "
+    "not matter to you.",
+    "Inconclusive": "The interval holds no difference as well as differences beyond the margin. "
+    "More seeds, or more steps, may tell.",
+    "No verdict": "The training is too weak to judge by: near chance, the untouched network below "
+    "its own linear probe, a rising loss, or a best learning rate at the edge of its sweep.",
+    "Linear probe": "What a linear head on the untouched network's features reaches on the same "
+    "images (ridge regression, penalty by cross-validation). Training all of the network should "
+    "reach at least that.",
+    "Resolvable difference": "1.96 standard errors, over validation images, of the difference "
+    "between two arms' answers (averaged over seeds). A smaller difference may be luck of these "
+    "images; more seeds do not help, more images do.",
+    "Joint p value": "The share of sign patterns in which the largest studentised mean of all "
+    "comparisons is at least as large as this one's.",
+}
 RESOLVABLE_HELP = (
     "The share of validation images that exactly one of the two arms has right, and the difference "
     "below which luck of these images could be the reason: 1.96 standard errors over images. More "

@@ -17,6 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 import core
 from core.catalogue.attributions import METHODS
+from core.catalogue.trials import OUTCOMES
 from core.errors import OfflineError, Remedy
 from core.records import ModelOutline, Note, Preprocessing
 from dashboard import store, words
@@ -329,7 +330,7 @@ def test_picks_belong_to_their_network() -> None:
 # --- glossary -------------------------------------------------------------------------------
 
 
-def test_the_glossary_holds_every_metric_check_rule_and_scheme() -> None:
+def test_the_glossary_holds_every_metric_check_rule_scheme_and_word_of_a_trial() -> None:
     app = open_app("glossary")
 
     titles = {box.label for box in app.expander}
@@ -340,6 +341,9 @@ def test_the_glossary_holds_every_metric_check_rule_and_scheme() -> None:
         *(words.escape(f"{info.title} ({info.name})") for info in store.rule_infos()),
         *(words.escape(f"{info.title} ({info.name})") for info in core.list_schemes()),
         *(words.escape(method.title) for method in METHODS),
+        *(words.escape(title) for title in (*words.TRIAL_WORDS, *(o.title for o in OUTCOMES))),
+        *(words.escape(f"{rival.title} ({rival.name})") for rival in core.list_rivals()),
+        *(words.escape(f"{each.title} ({each.name})") for each in core.list_augmentations()),
     }
     assert titles == expected
 

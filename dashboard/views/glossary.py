@@ -1,10 +1,12 @@
-"""Glossary: every metric, check, rule and scheme, in words, with formula and source."""
+"""Glossary: every metric, check, rule, scheme and word of a trial, with formula and source."""
 
 from __future__ import annotations
 
 import streamlit as st
 
+import core
 from core.catalogue.attributions import METHODS
+from core.catalogue.trials import OUTCOMES
 from dashboard import store, words
 
 
@@ -17,6 +19,7 @@ def page() -> None:
         "Rules": _rules,
         "New values": _schemes,
         "Attributions": _attributions,
+        "Trials": _trials,
     }
     for tab, draw in zip(st.tabs(list(parts)), parts.values(), strict=True):
         with tab:
@@ -56,6 +59,24 @@ def _attributions() -> None:
     for method in METHODS:
         with st.expander(words.escape(method.title)):
             st.markdown(words.method_help(method))
+
+
+def _trials() -> None:
+    for title, text in words.TRIAL_WORDS.items():
+        with st.expander(words.escape(title)):
+            st.markdown(words.escape(text))
+    st.markdown("#### What is judged")
+    for outcome in OUTCOMES:
+        with st.expander(words.escape(outcome.title)):
+            st.markdown(words.escape(outcome.reads))
+    st.markdown("#### Rivals")
+    for rival in core.list_rivals():
+        _entry(rival.title, rival.name, rival.does, rival.source)
+    st.markdown("#### What is done to training images")
+    for info in core.list_augmentations():
+        careful = f" Leave it out {info.careful}." if info.careful else ""
+        with st.expander(words.escape(f"{info.title} ({info.name})")):
+            st.markdown(words.escape(f"{info.does}{careful}"))
 
 
 def _entry(title: str, name: str, description: str, source: str) -> None:
