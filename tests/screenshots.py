@@ -18,7 +18,7 @@ from tests.pages import PAGES
 
 WINDOWS = ((1440, 900), (390, 844))
 STEPS = PAGES
-README = ("look", "layer", "unit", "carries", "export")
+README = ("look", "layer", "unit", "carries", "watch", "export")
 # A layer that feeds an activation, for the picture of its saturation.
 LAYER_COLUMN = 36
 # A palette would lose the pale ends of the diverging scale.
@@ -108,7 +108,9 @@ def main() -> None:
     if options.readme:
         options.readme.mkdir(parents=True, exist_ok=True)
         for step in README:
-            picture = Image.open(options.out / f"{step}_1440_light.png").convert("RGB")
+            # The verdict stands below the form.
+            place = "watch_1440_light_below" if step == "watch" else f"{step}_1440_light"
+            picture = Image.open(options.out / f"{place}.png").convert("RGB")
             small = picture.resize((WIDTH, picture.height * WIDTH // picture.width))
             small.save(options.readme / f"{step}.webp", quality=QUALITY, method=6)
 

@@ -164,7 +164,7 @@ def test_at_half_the_seeds_a_hopeless_trial_may_stop() -> None:
     assert hopeless.going_on == 0.0
     assert "Stopping here loses little" in hopeless.what_next
     assert promising.going_on == 1.0
-    assert promising.what_next == "The other seeds are still to come."
+    assert promising.what_next == "The verdict takes 4 more seeds."
 
 
 def test_only_the_named_outcome_is_judged() -> None:
@@ -278,6 +278,26 @@ def test_a_target_that_is_never_reached_gives_a_bound() -> None:
     assert any("was not reached" in caveat for caveat in found.caveats)
 
 
+def test_equal_steps_are_not_known_better_than_the_evaluations_lie_apart() -> None:
+    def found(every: int) -> ArmDifference:
+        rows = [
+            ArmCurve(
+                arm=arm,
+                seed=seed,
+                steps=tuple(
+                    step(arm, seed, number, 1.0, 0.8 if number >= 64 else 0.5)
+                    for number in range(every, 65, every)
+                ),
+            )
+            for arm in (UNTOUCHED, "plan")
+            for seed in range(8)
+        ]
+        return steps_row(compare_curves(rows, designed(8, steps=64, outcome="steps", margin=0.1)))
+
+    assert (found(32).mean, found(32).verdict) == (1.0, "inconclusive")
+    assert (found(2).mean, found(2).verdict) == (1.0, "equivalent")
+
+
 def test_two_equal_arms_reach_the_target_as_often() -> None:
     """Holding an arm to the untouched network's own end of the same seed would not be fair."""
     slower = faster = 0
@@ -365,6 +385,15 @@ def test_a_rival_without_a_reset_that_gains_as_much_is_named() -> None:
     design = designed(8, arms=(UNTOUCHED, "plan", "LP-FT"))
 
     assert '"LP-FT" gains as much without any reset' in compare_curves(rows, design).what_next
+
+
+def test_a_control_that_gains_without_the_plan_is_pointed_out() -> None:
+    base = [0.7 + 0.01 * (seed % 2) for seed in range(8)]
+    rows = finals(UNTOUCHED, base) + finals("plan", [b - 0.01 for b in base])
+    rows += finals(RANDOM_CONTROL, [b + 0.04 + g for b, g in zip(base, EIGHT, strict=True)])
+    design = designed(8, arms=(UNTOUCHED, "plan", RANDOM_CONTROL))
+
+    assert "where it resets is not what matters" in compare_curves(rows, design).what_next
 
 
 @pytest.mark.parametrize(

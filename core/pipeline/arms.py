@@ -15,7 +15,7 @@ from core.files.companions import resealed
 from core.load import load_model
 from core.pipeline.applying import edited_model
 from core.plan.making import check_plan, make_plan, planned_size, untrained_sentence
-from core.records import UNTOUCHED, ModelOutline, ModelSpec, ReinitPlan
+from core.records import RANDOM_CONTROL, UNTOUCHED, ModelOutline, ModelSpec, ReinitPlan
 from core.trial.arms import Arm
 
 # Plans whose sizes differ by less are of about the same size.
@@ -41,7 +41,10 @@ def arms_plans(
     for plan in plans:
         check_plan(plan, outline)
         trimmed, left_out = without_new_head(plan, outline)
-        name = free_name(plan.name, by_arm)
+        random = plan.rule is not None and plan.rule.name == "random"
+        # What is called the control is held against as the control.
+        name = "plan" if plan.name == RANDOM_CONTROL and not random else plan.name
+        name = free_name(name, by_arm)
         by_arm[name] = trimmed
         caveats += [f'"{name}": {sentence}' for sentence in left_out]
         if trimmed.untrained:

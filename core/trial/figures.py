@@ -126,11 +126,34 @@ def paired(
     return np.array(values, dtype=np.float64), (unreached[0], unreached[1])
 
 
-def least_spread(measure: Measure, images: int | None) -> float:
-    """Return the standard deviation that rounding to whole images gives a difference at least."""
-    if images is None or measure not in ("final_val_accuracy", "mean_val_accuracy"):
+def least_spread(
+    found: Finished, arm: str, rival: str, measure: Measure, images: int | None
+) -> float:
+    """Return the standard deviation that a difference has at least, by how finely it is known.
+
+    Accuracies are rounded to whole images, and a target is reached somewhere between two
+    evaluations: equal figures are not known without error.
+
+    Args:
+        found: What is finished.
+        arm: The arm.
+        rival: What it is held against.
+        measure: Which figure; of "steps_to_target" on the logarithm.
+        images: Validation images; None where nobody knows.
+    """
+    if measure in ("final_val_accuracy", "mean_val_accuracy"):
+        return 0.0 if images is None else ROUNDING / images
+    if measure != "steps_to_target":
         return 0.0
-    return ROUNDING / images
+    goal = targets(found)
+    variances = []
+    for seed in found.seeds:
+        for name in (arm, rival):
+            curve = found.curves[name, seed]
+            taken = steps_to(curve, goal[seed]) or found.steps
+            before = max([0, *(step for step, _ in accuracies(curve) if step < taken)])
+            variances.append(((taken - before) / taken) ** 2 / 12)
+    return math.sqrt(2 * mean(variances)) if variances else 0.0
 
 
 def bits(right: Bool[np.ndarray, " image"]) -> str:

@@ -125,7 +125,10 @@ def jointly(
         critical = critical_value(largest, alpha=alpha)
     else:
         critical = float(stats.t.ppf((1 + (1 - alpha) ** (1 / rows)) / 2, n - 1))
-    half = critical * own
+    # Differences that all agree flip to nothing; Student's t then says what rounding leaves.
+    agrees = differences.std(1, ddof=1) < floor
+    least = float(stats.t.ppf(1 - alpha / 2, n - 1))
+    half = np.where(agrees, max(critical, least), critical) * own
     return Joint(mean=mean, low=mean - half, high=mean + half, p=p)
 
 

@@ -154,8 +154,13 @@ def _parts(judged: Judged) -> str:
         row.verdict or "no verdict" for row, _ in told if row.verdict not in ("better", "worse")
     )
     if rest["screening"]:
-        best = max((pair for pair in told if pair[0].verdict), key=lambda pair: pair[0].mean)
-        parts.append(f"the best of {rest.pop('screening')} is {_row(*best, judged)}")
+        # The plans are what people ask about; the rest stands in the picture.
+        plans = [p for p in told if p[0].arm in judged.design.plans and p[1] == UNTOUCHED]
+        shown = [p for p in plans or told if p[0].verdict][:FEW_COMPARISONS]
+        parts += [_row(*pair, judged) for pair in shown]
+        more = rest.pop("screening") - len(shown)
+        if more > 0:
+            parts.append(f"{more} more comparison{' is' if more == 1 else 's are'} estimated")
     others = "other comparison" if parts else "comparison"
     words = {"equivalent": f"equivalent within {inside(judged.design)}"}
     for verdict, count in rest.items():
@@ -287,7 +292,9 @@ def what_next(judged: Judged) -> str:
         return "Train for more steps, or at another rate."
     if judged.state == "screening":
         if judged.seeds < planned:
-            return "The other seeds are still to come." if planned >= CLAIM_SEEDS else ""
+            missing = planned - judged.seeds
+            some = "1 more seed" if missing == 1 else f"{missing} more seeds"
+            return f"The verdict takes {some}." if planned >= CLAIM_SEEDS else ""
         return f"For a verdict, run {CLAIM_SEEDS} seeds. Nothing of this screening is a claim."
     return _after_claim(judged)
 
@@ -309,6 +316,11 @@ def _after_claim(judged: Judged) -> str:
         )
     if best_reset is not None:
         return f'Export "{best_reset.arm}", and try it in your own trainer at your own length.'
+    if any(row.arm == RANDOM_CONTROL for row in better):
+        return (
+            "A reset of this size helps even where chance puts it, and that of the plan is not "
+            "shown to: where it resets is not what matters. Try other layers, or a rule."
+        )
     verdicts = {row.verdict for row in rows if row.arm in plans and row.verdict}
     if "inconclusive" in verdicts:
         return _more_seeds(judged, [row for row in rows if row.verdict == "inconclusive"])

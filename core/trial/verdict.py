@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 import numpy as np
+from jaxtyping import Float
 
 from core.records import (
     OUTCOMES,
@@ -15,6 +16,7 @@ from core.records import (
     ABComparison,
     ArmCurve,
     ArmDifference,
+    Measure,
     TrialDesign,
 )
 from core.trial import telling
@@ -100,8 +102,17 @@ def _going_on(
         return None
     measure = OUTCOMES[design.outcome]
     figures = np.stack([paired(found, arm, rival, measure)[0] for arm, rival in families])
-    floor = np.full(len(families), least_spread(measure, design.val_images))
+    floor = _floor(found, families, measure, design)
     return chance_of_a_claim(figures, planned, floor)
+
+
+def _floor(
+    found: Finished, families: Sequence[tuple[str, str]], measure: Measure, design: TrialDesign
+) -> Float[np.ndarray, " row"]:
+    """Return the least standard deviation of each comparison."""
+    return np.array(
+        [least_spread(found, arm, rival, measure, design.val_images) for arm, rival in families]
+    )
 
 
 def _assumed(curves: Sequence[ArmCurve]) -> TrialDesign:
@@ -131,7 +142,7 @@ def _differences(
     for measure in MEASURES:
         pairs = [paired(found, arm, rival, measure) for arm, rival in families]
         figures = np.stack([values for values, _ in pairs])
-        floor = np.full(len(families), least_spread(measure, design.val_images))
+        floor = _floor(found, families, measure, design)
         joint = jointly(figures, floor)
         back: Callable[[float], float] = math.exp if measure == "steps_to_target" else float
         primary = measure == OUTCOMES[design.outcome]
