@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -76,6 +77,27 @@ def one(network: str, data: str, **changed: Any) -> dict[str, Any]:
     }
 
 
+def with_table(readme: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the README with the rows between its marks."""
+    lines = [
+        "| network | images | px | accuracy | linear probe | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        probe = "-" if row["probe"] is None else f"{100 * row['probe']:.1f} %"
+        lines.append(
+            f"| {row['network']} | {row['data']} | {row['size']} | {100 * row['accuracy']:.1f} % | "
+            f"{probe} | {row['seconds']:.0f} |"
+        )
+    table = "\n".join(lines)
+    return re.sub(
+        r"(<!-- recipes -->\n).*?(<!-- /recipes -->)",
+        lambda found: f"{found[1]}{table}\n{found[2]}",
+        readme,
+        flags=re.DOTALL,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train with the defaults and write the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.recipes")
@@ -97,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "rows": list(rows.values()),
             }
             options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    readme = ROOT / "README.md"
+    text = with_table(readme.read_text("utf-8"), list(rows.values()))
+    readme.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 from core import plan_schema
 from core.cli import main
 from core.load import build_module, resolve_model
+from core.records import Pace, RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 # A network of timm that takes milliseconds, with random weights: no network, no waiting.
@@ -617,6 +618,51 @@ def test_a_fine_tune_writes_curves_summary_and_events(
     names = [row["event"] for row in told]
     assert names[-1] == "done"
     assert names.index("phase") < names.index("record") < names.index("step")
+
+
+def test_an_estimate_times_two_seconds_and_writes_nothing(
+    command: Callable[..., Answer], tmp_path: Path, good_plan: Path
+) -> None:
+    events = tmp_path / "events.jsonl"
+    before = sorted(tmp_path.rglob("*"))
+
+    code, said, err = command(
+        *("finetune", *TINY, "--data", "bloodmnist", "--plan", good_plan, *SMALL_RUN),
+        *("--rival", "lp-ft", "--steps", 600, "--seeds", 8, "--estimate", "--events", events),
+    )
+
+    assert (code, err) == (0, "")
+    done = events_of(events)[-1]
+    pace = Pace.model_validate(done["pace"])
+    # Three arms under eight seeds: the steps alone take so long.
+    assert done["seconds"] >= 3 * 8 * 600 * pace.step_s > 0
+    assert "for 3 arms on cpu" in said
+    assert sorted(path for path in tmp_path.rglob("*") if path != events) == before
+
+
+def test_rivals_and_the_design_are_in_the_record(
+    command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    code, said, err = command(
+        *("finetune", *TINY, "--data", "bloodmnist", *SMALL_RUN, "--steps", 2, "--seeds", 2),
+        *("--rival", "lp-ft", "--rival", "shrink-perturb", "--outcome", "auc", "--margin", 2),
+        *("--optimizer", "sgd", "--schedule", "poly", "--augment", "flip", "--out", run),
+    )
+
+    assert (code, err) == (0, "")
+    record = RunRecord.model_validate(
+        json.loads((run / "summary.json").read_text(encoding="utf-8"))["record"]
+    )
+    assert record.arms == ("untouched", "LP-FT", "shrink and perturb")
+    assert record.rivals == {"LP-FT": "lp-ft", "shrink and perturb": "shrink-perturb"}
+    assert record.design is not None
+    assert (record.design.outcome, record.design.margin) == ("auc", 0.02)
+    assert record.design.plans == ()
+    assert (record.optimizer, record.schedule, record.augment) == ("sgd", "poly", ("flip",))
+    assert (run / "plans" / "shrink and perturb.json").is_file()
+    assert "No verdict" in said or "nothing is claimed" in said
 
 
 # A stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 
@@ -23,7 +24,8 @@ from core.records import (
 )
 from core.trial.figures import bits, from_bits
 from core.trial.verdict import compare_curves
-from tests.calibration import drawn_trial
+from tests.calibration import ROOT, drawn_trial, with_table
+from tests.recipes import with_table as with_recipes
 
 EIGHT = (0.010, 0.012, 0.008, 0.011, 0.009, 0.013, 0.007, 0.010)
 
@@ -450,6 +452,18 @@ def test_a_thousand_images_need_no_warning() -> None:
     found = trial([2 * g for g in EIGHT], val_images=1000)
 
     assert not any("validation images" in caveat for caveat in found.caveats)
+
+
+def test_the_readmes_tables_are_what_the_commands_wrote() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    calibration = json.loads((ROOT / "assets" / "calibration.json").read_text("utf-8"))
+    recipes = json.loads((ROOT / "assets" / "recipes.json").read_text("utf-8"))
+
+    assert with_table(readme, calibration) == readme
+    assert with_recipes(readme, recipes["rows"]) == readme
+    for row in calibration["no_effect"]:
+        assert row["share"] <= 0.05
+        assert row["high"] <= 0.065
 
 
 def test_curves_without_a_design_judge_what_they_show() -> None:

@@ -436,6 +436,19 @@ def test_rivals_outcome_and_recipe_reach_the_command_line(
     assert options.augment == ("crop",)
 
 
+def test_plans_of_earlier_runs_can_be_arms(fresh_queue: RunQueue) -> None:
+    folder = put_run("finetune", facts={"choice": space().choice.model_dump(mode="json")})
+    earlier = core.make_plan(outline(), ["blocks.6.0.conv_pw"], name="late one")
+    core.write_plan(earlier, folder / "plan.json")
+    space().change_picks(layers=PICKED)
+
+    app = open_app("watch")
+
+    assert_well(app)
+    (label,) = app.multiselect(key="train_more_plans").options
+    assert label.replace("\\", "").startswith("late one, ")
+
+
 def test_a_run_of_another_plan_is_marked(fresh_queue: RunQueue) -> None:
     space().change_picks(layers=PICKED)
     put_run("finetune", facts={"choice": space().choice.model_dump(mode="json")})

@@ -25,6 +25,7 @@ from dashboard.store.workspace import Choice
 MOST_EARLIER = 12
 
 _plans: Memo[ReinitPlan | None] = Memo(max_entries=24)
+_digests: Memo[str] = Memo(max_entries=24)
 _sizes: Memo[PlanSize] = Memo(max_entries=32)
 
 
@@ -78,12 +79,17 @@ def earlier_plans(outline: ModelOutline) -> dict[str, ReinitPlan]:
         try:
             if Choice.model_validate(run.facts.get("choice", {})).model_key != wanted:
                 continue
-            plan = _plans.get((str(path), changed_at(str(path)), "", ()), partial(_read, path))
+            key = (str(path), changed_at(str(path)), "", ())
+            plan = _plans.get(key, partial(_read, path))
         except (LimberError, ValueError):
             continue
-        if plan is None or plan_digest(plan) in seen:
+        if plan is None:
             continue
-        seen.add(plan_digest(plan))
+        # A plan of many units is megabytes of JSON: once for each file.
+        digest = _digests.get(key, partial(plan_digest, plan))
+        if digest in seen:
+            continue
+        seen.add(digest)
         when = time.strftime("%d %b %H:%M", time.localtime(run.created))
         found[f"{plan.name}, {when}"] = plan
     return found
