@@ -9,14 +9,21 @@ from core.errors import LimberError
 from core.records import OUTCOMES, ABComparison, ArmCurve, ArmDifference
 from core.trial.verdict import compare_curves
 from dashboard import charts, frame, plot, store, words
+from dashboard.store.memo import Memo
+
+_compared: Memo[ABComparison] = Memo(max_entries=16)
 
 
 def compared(run: store.RunView, curves: tuple[ArmCurve, ...]) -> ABComparison | None:
     """Return the comparison of a run's arms; None where there is nothing to compare yet."""
     if len({curve.arm for curve in curves}) < 2:
         return None
+    last = max((curve.steps[-1].step for curve in curves if curve.steps), default=0)
+    # Only finished seeds are compared, so half a second later there is mostly nothing new.
+    begun = tuple((curve.arm, curve.seed, curve.steps[-1].step == last) for curve in curves)
+    key = (str(run.folder), last, begun, run.design is None)
     try:
-        return compare_curves(curves, run.design)
+        return _compared.get(key, lambda: compare_curves(curves, run.design))
     except LimberError:
         return None
 
