@@ -466,12 +466,31 @@ def test_the_readmes_tables_are_what_the_commands_wrote() -> None:
         assert row["high"] <= 0.065
 
 
-def test_curves_without_a_design_judge_what_they_show() -> None:
+def test_curves_without_a_design_are_a_screening() -> None:
+    """Nobody knows what was planned, nor whether the training was too weak."""
     rows = finals(UNTOUCHED, [0.5, 0.51] * 4) + finals("plan", [0.6 + g for g in EIGHT])
 
     found = compare_curves(rows)
 
-    assert (found.state, found.planned, primary(found).verdict) == ("claim", 8, "better")
+    assert (found.state, found.planned, primary(found).verdict) == ("screening", 8, "screening")
+
+
+def test_a_target_that_nobody_reaches_makes_no_arms_equivalent() -> None:
+    rows = stepped(UNTOUCHED, [8, None] * 4) + stepped("plan", [None] * 8)
+
+    found = compare_curves(rows, designed(8, steps=8, outcome="steps", margin=0.5))
+
+    assert steps_row(found).verdict == "inconclusive"
+
+
+def test_a_plan_that_chance_beats_is_not_for_export() -> None:
+    base = [0.6 + 0.01 * (seed % 2) for seed in range(8)]
+    rows = finals(UNTOUCHED, base)
+    rows += finals("plan", [b + 0.03 + g for b, g in zip(base, EIGHT, strict=True)])
+    rows += finals(RANDOM_CONTROL, [b + 0.09 + g for b, g in zip(base, EIGHT, strict=True)])
+    design = designed(8, arms=(UNTOUCHED, "plan", RANDOM_CONTROL))
+
+    assert "Export" not in compare_curves(rows, design).what_next
 
 
 def test_the_first_evaluation_is_before_training_and_does_not_count() -> None:

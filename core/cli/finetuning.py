@@ -23,11 +23,12 @@ from core.cli.options import (
     whole_number,
 )
 from core.cli.terminal import say
-from core.errors import OptionError, PlanError
+from core.errors import LimberError, OptionError, PlanError
 
 if TYPE_CHECKING:
     from core.pipeline.progress import Progress
-    from core.records import DataSpec, ModelSpec
+    from core.pipeline.trial import Trial
+    from core.records import DataSpec, ModelSpec, StepRecord
     from core.trial.arms import Settings
 
 
@@ -196,14 +197,14 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
     record = trial.record
     events.emit("record", record=as_json(record))
     total = len(record.arms) * len(record.seeds) * record.steps
-    steps = []
-    done = 0
-    for step in trial.steps:
-        steps.append(step)
-        events.step(trials.step_event(step))
-        if step.step > 0:
-            done += 1
-            events.progress(done, total, "steps")
+    steps: list[StepRecord] = []
+    try:
+        done = _follow(trial, steps, total, events)
+    except LimberError:
+        # One arm that diverges must not take with it what hours have brought.
+        if steps:
+            trials.write_run(record, steps, options.out, finished=False)
+        raise
     finished = done == total
     comparison = trials.write_run(record, steps, options.out, finished=finished)
     if finished:
@@ -222,6 +223,20 @@ def _finetune(options: argparse.Namespace, events: Events) -> None:
             say(f"  {comparison.what_next}")
     for caveat in comparison.caveats if len(record.arms) > 1 else images.caveats:
         say(f"  {caveat}")
+
+
+def _follow(trial: Trial, steps: list[StepRecord], total: int, events: Events) -> int:
+    """Run a trial's steps, tell and gather them, and return how many were training steps."""
+    from core.pipeline.trial import step_event
+
+    done = 0
+    for step in trial.steps:
+        steps.append(step)
+        events.step(step_event(step))
+        if step.step > 0:
+            done += 1
+            events.progress(done, total, "steps")
+    return done
 
 
 def _estimate(

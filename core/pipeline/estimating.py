@@ -15,6 +15,7 @@ from core.pipeline.progress import Progress
 from core.records import DataSpec, ModelSpec, Pace
 from core.trial.arms import Images, Settings
 from core.trial.engine import EVAL_BATCH, evaluate, finetune
+from core.trial.recipe import check_recipe
 
 # Steps are timed for so long; the first one also warms up and does not count.
 PROBE_S = 2.0
@@ -44,6 +45,7 @@ def measure_pace(
         LimberError: Bad input, or a step that fails.
     """
     progress = progress or Progress()
+    check_recipe(settings.optimizer, settings.schedule)
     place = choose_device(device)
     images = opened_images(data, progress)
     outline = outline_model(spec, classes=len(images.outline.classes))

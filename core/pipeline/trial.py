@@ -25,7 +25,6 @@ from core.pipeline.progress import Progress, tick
 from core.pipeline.sweeping import fitted_probe, sweep_rates
 from core.records import (
     MARGINS,
-    RANDOM_CONTROL,
     ABComparison,
     DataSpec,
     ModelOutline,
@@ -142,7 +141,11 @@ def prepare_trial(
     size = outline.default_size if image_size is None else image_size
     check_image_size(outline, size)
     plans_by_arm, caveats = arms_plans(plans, outline)
-    own_plans = tuple(name for name in plans_by_arm if name != RANDOM_CONTROL)
+    own_plans = tuple(
+        name
+        for name, plan in plans_by_arm.items()
+        if plan.rule is None or plan.rule.name != "random"
+    )
     arms = plan_arms(spec, outline, plans_by_arm)
     by_rival: dict[str, str] = {}
     for info in infos:

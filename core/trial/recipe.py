@@ -73,17 +73,26 @@ def make_schedule(
         optimizer: Whose rates it sets; "lr_scale" of a group multiplies them.
         steps: How many there will be.
         warmup: Steps of it.
+
+    Raises:
+        OptionError: It needs more steps, or a warm-up.
     """
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=name,
-        num_epochs=steps + 1,
-        warmup_epochs=min(warmup, steps - 1),
-        warmup_lr=0.0,
-        decay_rate=1.0,
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=name,
+            num_epochs=steps + 1,
+            warmup_epochs=min(warmup, steps - 1),
+            warmup_lr=0.0,
+            decay_rate=1.0,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+    except ValueError as error:
+        raise OptionError(
+            f'The schedule "{name}" cannot run over {steps} steps with a warm-up of {warmup}. Take '
+            "cosine, or more steps and a warm-up."
+        ) from error
     return schedule
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from scipy import stats
 
+from core.catalogue.trials import RIVALS
 from core.records import (
     OUTCOMES,
     RANDOM_CONTROL,
@@ -303,8 +304,12 @@ def _after_claim(judged: Judged) -> str:
     plans = [name for name in judged.design.plans if name != RANDOM_CONTROL]
     rows = [row for row, rival in judged.told if rival == UNTOUCHED]
     better = [row for row in rows if row.verdict == "better"]
-    resets = [row for row in better if row.arm in plans]
-    rivals = [row for row in better if row.arm not in (*plans, RANDOM_CONTROL)]
+    beaten = {
+        row.arm for row, rival in judged.told if rival == RANDOM_CONTROL and row.verdict == "worse"
+    }
+    resets = [row for row in better if row.arm in plans and row.arm not in beaten]
+    others = {RANDOM_CONTROL, *(info.arm for info in RIVALS if info.resets)}
+    rivals = [row for row in better if row.arm not in (*plans, *others)]
     best_reset = max(resets, key=lambda row: row.mean, default=None)
     best_rival = max(rivals, key=lambda row: row.mean, default=None)
     if best_rival is not None and (best_reset is None or best_rival.mean >= best_reset.mean):
@@ -316,14 +321,16 @@ def _after_claim(judged: Judged) -> str:
         )
     if best_reset is not None:
         return f'Export "{best_reset.arm}", and try it in your own trainer at your own length.'
-    if any(row.arm == RANDOM_CONTROL for row in better):
+    if beaten or any(row.arm == RANDOM_CONTROL for row in better):
         return (
             "A reset of this size helps even where chance puts it, and that of the plan is not "
             "shown to: where it resets is not what matters. Try other layers, or a rule."
         )
     verdicts = {row.verdict for row in rows if row.arm in plans and row.verdict}
     if "inconclusive" in verdicts:
-        return _more_seeds(judged, [row for row in rows if row.verdict == "inconclusive"])
+        return _more_seeds(
+            judged, [row for row in rows if row.arm in plans and row.verdict == "inconclusive"]
+        )
     if "worse" in verdicts:
         return "No reset helps here: try a smaller plan, or train the network as it came."
     if "equivalent" in verdicts:

@@ -52,6 +52,8 @@ def compare_curves(curves: Sequence[ArmCurve], design: TrialDesign | None = None
     Returns:
         Differences with simultaneous 95 % intervals, a sentence, and what to do next.
     """
+    # Without a design nobody knows what was planned, nor whether the training was too weak.
+    known = design is not None
     design = design or _assumed(curves)
     others = [arm for arm in design.arms if arm != UNTOUCHED]
     found = finished(curves, design.arms, design.seeds, design.steps)
@@ -60,11 +62,11 @@ def compare_curves(curves: Sequence[ArmCurve], design: TrialDesign | None = None
         families += [(arm, RANDOM_CONTROL) for arm in design.plans if arm != RANDOM_CONTROL]
     weak = _weaknesses(found, design) if found.seeds else ()
     unlearned = _unlearned(found, design, others) if found.seeds else {}
-    rows = _differences(found, families, design, weak=bool(weak), unlearned=unlearned)
+    rows = _differences(found, families, design, weak=bool(weak), unlearned=unlearned, known=known)
     noise = [
         image_noise(found, arm, design.val_images) for arm in others if design.val_images and rows
     ]
-    state = _state(found, design, weak=bool(weak))
+    state = _state(found, design, weak=bool(weak), known=known)
     judged = Judged(
         design=design,
         found=found,
@@ -134,6 +136,7 @@ def _differences(
     *,
     weak: bool,
     unlearned: Mapping[str, str],
+    known: bool,
 ) -> list[tuple[ArmDifference, str]]:
     """Return each comparison's row of each measure, with its rival."""
     if not found.seeds or not families:
@@ -156,7 +159,9 @@ def _differences(
                 mean=back(joint.mean[i]),
                 low=None if bounds is None else _bounded(back, bounds[0]),
                 high=None if bounds is None else _bounded(back, bounds[1]),
-                verdict=None if silent else _verdict(bounds, found, design),
+                verdict=None
+                if silent
+                else _verdict(bounds, found, design, unreached=pairs[i][1], known=known),
                 p=None if bounds is None else float(joint.p[i]),
                 unreached=pairs[i][1],
             )
@@ -171,27 +176,37 @@ def _bounded(back: Callable[[float], float], value: float) -> float:
         return math.inf
 
 
-def _verdict(bounds: tuple[float, float] | None, found: Finished, design: TrialDesign) -> str:
+def _verdict(
+    bounds: tuple[float, float] | None,
+    found: Finished,
+    design: TrialDesign,
+    *,
+    unreached: tuple[int, int],
+    known: bool,
+) -> str:
     """Return one of the five outcomes; the bounds are on the scale that is added."""
     planned = len(set(design.seeds))
-    if bounds is None or len(found.seeds) < planned or planned < CLAIM_SEEDS:
+    if not known or bounds is None or len(found.seeds) < planned or planned < CLAIM_SEEDS:
         return "screening"
     low, high = bounds
     margin = math.log1p(design.margin) if design.outcome == "steps" else design.margin
-    if -margin < low and high < margin:
+    arm, rival = unreached if design.outcome == "steps" else (0, 0)
+    # The last step stands in where a target was not reached. That draws towards no difference, so
+    # it must not make arms equivalent, and it may only understate a claim.
+    if -margin < low and high < margin and not arm and not rival:
         return "equivalent"
-    if low > 0:
+    if low > 0 and not arm:
         return "better"
-    return "worse" if high < 0 else "inconclusive"
+    return "worse" if high < 0 and not rival else "inconclusive"
 
 
-def _state(found: Finished, design: TrialDesign, *, weak: bool) -> State:
+def _state(found: Finished, design: TrialDesign, *, weak: bool, known: bool) -> State:
     if len(found.seeds) < 2:
         return "too early"
     if weak:
         return "weak"
     planned = len(set(design.seeds))
-    return "claim" if len(found.seeds) == planned >= CLAIM_SEEDS else "screening"
+    return "claim" if known and len(found.seeds) == planned >= CLAIM_SEEDS else "screening"
 
 
 # What makes a trial too weak for a verdict
